@@ -1,0 +1,225 @@
+"""The layers: each holds its options and parameters, answers about shapes, and calls one function.
+
+Images are (n, height, width, channels), features the last axis of activations and weights alike. Shapes
+given to `output_shape` and `macs` are those of one sample, without n.
+"""
+
+import math
+
+from minidnn import functional as F
+from minidnn.nn.init import Initializer, he_normal, zeros
+from minidnn.nn.module import Module, Shape
+from minidnn.nn.parameter import Parameter
+from minidnn.nn.window import Padding, check_padding, pair, window_shape
+from minidnn.tensor import Tensor
+
+
+class Linear(Module):
+    """y = x W + b        x (..., in_features)   W (in_features, out_features)   b (out_features,)"""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        W_init: Initializer = he_normal,
+        b_init: Initializer = zeros,
+    ) -> None:
+        _positive(self, in_features=in_features, out_features=out_features)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = bias
+        self.W = Parameter((in_features, out_features), W_init)
+        self.b = Parameter((out_features,), b_init) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The affine map of the last axis."""
+        return F.linear(x, self.W, self.b)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The last axis becomes ``out_features``."""
+        if not shape or shape[-1] != self.in_features:
+            hint = " (put a Flatten before it)" if math.prod(shape) == self.in_features else ""
+            raise ValueError(
+                f"{self.label}: input of shape {tuple(shape)}, expected {self.in_features} features{hint}"
+            )
+        return (*shape[:-1], self.out_features)
+
+    def macs(self, shape: Shape) -> int:
+        """One per weight and row."""
+        return math.prod(self.output_shape(shape)) * self.in_features
+
+
+class Conv2d(Module):
+    """Convolution of images        x (n, h, w, i)   W (kh, kw, i / groups, o)   b (o,)   y (n, oh, ow, o)
+
+    ``padding``: 0, "valid", "same" (output = ceil(input / stride)), a number, (height, width), or ((top,
+    bottom), (left, right)). With ``groups`` = g, channel group j of the output reads only group j of the
+    input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        W_init: Initializer = he_normal,
+        b_init: Initializer = zeros,
+    ) -> None:
+        _positive(self, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: {in_channels} and {out_channels} channels do not divide into {groups} groups"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(kernel_size, "Conv2d: kernel_size")
+        self.stride = pair(stride, "Conv2d: stride")
+        self.padding = check_padding(padding)
+        self.dilation = pair(dilation, "Conv2d: dilation")
+        self.groups = groups
+        self.bias = bias
+        self.W = Parameter((*self.kernel_size, in_channels // groups, out_channels), W_init)
+        self.b = Parameter((out_channels,), b_init) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        return F.conv2d(x, self.W, self.b, self.stride, self.padding, self.dilation, self.groups)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(oh, ow, out_channels)."""
+        height, width, channels = _image(self, shape)
+        if channels != self.in_channels:
+            raise ValueError(f"{self.label}: input has {channels} channels, expected {self.in_channels}")
+        size = window_shape(
+            self.label, (height, width), self.kernel_size, self.stride, self.padding, self.dilation
+        )
+        return (*size, self.out_channels)
+
+    def macs(self, shape: Shape) -> int:
+        """kh kw i / groups for each element of the output."""
+        return math.prod(self.output_shape(shape)) * math.prod(self.W.full_shape[:-1])
+
+
+class _Pool2d(Module):
+    """Common to both poolings: a window ``kernel_size`` that moves by ``stride`` (default: its own size)."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+    ) -> None:
+        kind = type(self).__name__
+        self.kernel_size = pair(kernel_size, f"{kind}: kernel_size")
+        self.stride = self.kernel_size if stride is None else pair(stride, f"{kind}: stride")
+        self.padding = check_padding(padding)
+        self.ceil_mode = ceil_mode
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(oh, ow, channels)."""
+        height, width, channels = _image(self, shape)
+        size = window_shape(
+            self.label, (height, width), self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode
+        )
+        return (*size, channels)
+
+
+class MaxPool2d(_Pool2d):
+    """Largest value of each window; windows may overlap (3 by 3 with stride 2 in AlexNet)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooling."""
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+
+
+class AvgPool2d(_Pool2d):
+    """Mean of each window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooling."""
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+
+
+class ReLU(Module):
+    """max(x, 0)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.relu(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.sigmoid(x)
+
+
+class Tanh(Module):
+    """tanh(x)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.tanh(x)
+
+
+class Softmax(Module):
+    """exp(x) / sum exp(x) over the last axis; to train, use ``softmax_cross_entropy`` on logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the features of each sample."""
+        return F.softmax(x)
+
+
+class Flatten(Module):
+    """(n, h, w, c) -> (n, h w c)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A reshape: no copy."""
+        return F.flatten(x)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """One axis of all features."""
+        return (math.prod(shape),)
+
+
+class Add(Module):
+    """Sum of the input and of the outputs named in ``also``: a skip connection."""
+
+    def __init__(self, also: tuple[str, ...] | str) -> None:
+        self.also = (also,) if isinstance(also, str) else tuple(also)
+        if not self.also:
+            raise ValueError("Add: `also` must name at least one earlier layer")
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        """x + extra[0] + ..."""
+        for other in extra:
+            x = x + other
+        return x
+
+    def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
+        """All shapes are equal."""
+        for name, other in zip(self.also, extra, strict=True):
+            if tuple(other) != tuple(shape):
+                raise ValueError(f"{self.label}: cannot add {tuple(other)} of {name} to {tuple(shape)}")
+        return tuple(shape)
+
+
+def _image(layer: Module, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise ValueError(f"{layer.label}: input of shape {tuple(shape)}, expected (height, width, channels)")
+    return shape
+
+
+def _positive(layer: Module, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{type(layer).__name__}: {name} must be at least 1, got {value}")

@@ -1,0 +1,194 @@
+"""`Module`, the base of all layers and of `Sequential`.
+
+A layer is its options plus its parameters: attributes that are `Parameter` (trained) or `Buffer` (saved
+only). It has no other state, so a planner may copy it shallowly and put parts of the parameters in place of
+the whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minidnn.nn.context import current_context
+from minidnn.nn.parameter import Buffer, Parameter, Variable
+from minidnn.tensor import Tensor
+
+Shape = tuple[int, ...]
+
+
+def join(*parts: str) -> str:
+    """Dotted path of the non-empty parts."""
+    return ".".join(part for part in parts if part)
+
+
+class Module:
+    """A differentiable function with parameters.
+
+    A subclass writes ``forward(x, *extra)`` and, to be planned and summarised, `output_shape` and `macs`.
+
+    Attributes
+    ----------
+    name : str
+        Dotted path in the model, set by the container.
+    training : bool
+        Default for the behaviour of dropout and batch normalisation; ``nn.context(training=...)`` overrides
+        it.
+    also : tuple of str
+        Names of earlier layers of the `Sequential` whose outputs are extra inputs.
+    """
+
+    name: str = ""
+    training: bool = True
+    also: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        """The function itself."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def __call__(self, x: Tensor, *extra: Tensor) -> Tensor:
+        for value in vars(self).values():
+            if isinstance(value, Variable) and value.data is None:
+                raise RuntimeError(
+                    f"{self.label}: the parameters have no values yet: call model.init(seed=...)"
+                )
+        return self.forward(x, *extra)
+
+    def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
+        """Shape of one sample's output for one sample's input shape; ValueError if the input does not fit."""
+        return tuple(shape)
+
+    def macs(self, shape: Shape, *extra: Shape) -> int:
+        """Multiply-accumulate operations per sample, of matrix products and convolutions only."""
+        return 0
+
+    # ---- structure ----
+
+    @property
+    def label(self) -> str:
+        """What error messages call this layer: its name, or its class where it has none."""
+        return self.name or type(self).__name__
+
+    @property
+    def is_training(self) -> bool:
+        """``training`` of the current context if that says so, else of this layer."""
+        said = current_context().training
+        return self.training if said is None else said
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """(attribute, module) of the modules directly inside."""
+        for key, value in vars(self).items():
+            if isinstance(value, Module):
+                yield key, value
+
+    def set_name(self, name: str) -> None:
+        """Set the dotted path of this module and of all that is inside it."""
+        self.name = name
+        for key, child in self.children():
+            child.set_name(join(name, key))
+        for key, value in vars(self).items():
+            if isinstance(value, Variable):
+                value.name = join(name, key)
+
+    def train(self, mode: bool = True) -> "Module":
+        """Set ``training`` here and inside."""
+        self.training = mode
+        for _, child in self.children():
+            child.train(mode)
+        return self
+
+    def eval(self) -> "Module":
+        """``train(False)``."""
+        return self.train(False)
+
+    # ---- parameters ----
+
+    def named_variables(self, kind: type = Variable, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+        """(dotted name, variable) of parameters and buffers in program order, each once."""
+        prefix = self.name if prefix is None else prefix
+        for key, value in vars(self).items():
+            if isinstance(value, kind):
+                yield join(prefix, key), value
+        for key, child in self.children():
+            yield from child.named_variables(kind, join(prefix, key))
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(dotted name, parameter), in program order."""
+        return self.named_variables(Parameter)
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """(dotted name, buffer), in program order."""
+        return self.named_variables(Buffer)
+
+    def parameters(self) -> list[Parameter]:
+        """The parameters, in program order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
+        """Draw all values from ``rng(seed, dotted name)``; returns self.
+
+        Raises
+        ------
+        ValueError
+            ``dtype`` is no floating-point type.
+        """
+        dtype = np.dtype(dtype)
+        if dtype.kind != "f":
+            raise ValueError(f"init: parameters need a floating-point dtype, got {dtype}")
+        self.set_name(self.name)
+        for name, variable in self.named_variables():
+            variable.materialise(seed, name, dtype, xp)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all values by dotted name, parameters and buffers in program order."""
+        state = {}
+        for name, variable in self.named_variables():
+            if variable.data is None:
+                raise RuntimeError(f"{name} has no values yet: call model.init(seed=...)")
+            state[name] = variable.data.copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, xp=np) -> None:
+        """Take values by dotted name; a variable keeps its dtype, one without values takes that of the state.
+
+        A part of a parameter accepts the whole array and cuts its slice out, so a checkpoint of the whole
+        model loads into any split of it.
+
+        Raises
+        ------
+        KeyError
+            Missing or unexpected names (``strict=False`` ignores both).
+        ValueError
+            An array of the wrong shape. Nothing has been changed then.
+        """
+        variables = dict(self.named_variables())
+        missing = [name for name in variables if name not in state]
+        unexpected = [name for name in state if name not in variables]
+        if strict and (missing or unexpected):
+            raise KeyError(f"state does not fit the model: missing {missing}, unexpected {unexpected}")
+        taken = [(name, variable, state[name]) for name, variable in variables.items() if name in state]
+        for name, variable, value in taken:
+            if value.shape not in (variable.shape, variable.full_shape):
+                raise ValueError(
+                    f"{name}: got an array of shape {value.shape}, expected {variable.full_shape}"
+                )
+        for _, variable, value in taken:
+            if variable.data is None:
+                variable.set_values(value, value.dtype, xp)
+            else:
+                part = value[variable.slices] if value.shape == variable.full_shape else value
+                variable.assign(part.astype(variable.data.dtype))
+
+    def __repr__(self) -> str:
+        options = {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("name", "training") and isinstance(value, int | float | str | tuple)
+        }
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"

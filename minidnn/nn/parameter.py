@@ -1,0 +1,116 @@
+"""Values that belong to a model: trained ones (`Parameter`) and merely saved ones (`Buffer`).
+
+Both are lazy. Constructing ``Linear(9216, 4096)`` allocates nothing, so that a plan for a model of any size
+needs no arrays; ``model.init(seed)`` draws the values. A rank that holds a part of a parameter states which
+one by ``slices``: the whole is drawn from the seed and the parameter's name, and the part is cut out, so
+the numbers do not depend on how the model is split.
+"""
+
+import numpy as np
+
+from minidnn.nn.init import Initializer, zeros
+from minidnn.random import rng
+from minidnn.tensor import Tensor
+
+
+class Variable(Tensor):
+    """A lazily allocated tensor: a part of a whole of shape ``full_shape``.
+
+    Attributes
+    ----------
+    full_shape : tuple of int
+        Shape of the whole.
+    init : callable (rng, shape) -> array
+        Draws the whole.
+    slices : tuple of slice
+        The part that is held here, one slice of step 1 per axis.
+    data : array or None
+        ``None`` until `materialise`, which ``Module.init`` and ``Module.load_state_dict`` call.
+    """
+
+    def __init__(
+        self,
+        full_shape: tuple[int, ...],
+        init: Initializer = zeros,
+        slices: tuple[slice, ...] | None = None,
+        requires_grad: bool = False,
+    ) -> None:
+        super().__init__(np.empty(0, np.float32), requires_grad=requires_grad)
+        self.data = None
+        self.full_shape = tuple(int(n) for n in full_shape)
+        self.init = init
+        whole = tuple(slice(0, n) for n in self.full_shape)
+        if slices is not None and len(slices) != len(whole):
+            raise ValueError(f"{len(slices)} slices for a parameter of shape {self.full_shape}")
+        self.slices = tuple(
+            slice(*s.indices(n)[:2]) for s, n in zip(slices or whole, self.full_shape, strict=True)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the part held here, known before there are values."""
+        return tuple(max(0, s.stop - s.start) for s in self.slices)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.full_shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements held here."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def shard(self, axis: int, start: int, stop: int) -> "Variable":
+        """A new variable without values: elements start <= i < stop of the whole along one axis."""
+        slices = list(self.slices)
+        slices[axis] = slice(start, stop)
+        part = type(self)(self.full_shape, self.init, tuple(slices))
+        part.name = self.name
+        return part
+
+    def materialise(self, seed: int, name: str, dtype=np.float32, xp=np) -> None:
+        """Draw the whole from ``rng(seed, name)`` in float64, keep the part held here as ``dtype``."""
+        whole = np.asarray(self.init(rng(seed, name), self.full_shape))
+        if whole.shape != self.full_shape:
+            raise ValueError(
+                f"{name}: the initialiser returned shape {whole.shape}, expected {self.full_shape}"
+            )
+        self.set_values(whole, dtype, xp)
+        self.name = name
+
+    def set_values(self, whole, dtype, xp=np) -> None:
+        """Take new storage with this part of ``whole`` (an array of ``full_shape``, or already the part)."""
+        part = whole[self.slices] if whole.shape == self.full_shape else whole
+        self.data = xp.array(part, dtype=dtype, order="C")
+        self.grad = None
+        self.version += 1
+
+    def __repr__(self) -> str:
+        state = "no values yet" if self.data is None else str(self.data.dtype)
+        part = "" if self.shape == self.full_shape else f" of {self.full_shape}"
+        return f"{type(self).__name__}({self.name or ''} {self.shape}{part}, {state})"
+
+
+class Parameter(Variable):
+    """A value that is trained. ``decay``: whether weight decay applies to it."""
+
+    def __init__(
+        self,
+        full_shape: tuple[int, ...],
+        init: Initializer = zeros,
+        slices: tuple[slice, ...] | None = None,
+        decay: bool = True,
+    ) -> None:
+        super().__init__(full_shape, init, slices, requires_grad=True)
+        self.decay = decay
+
+    def shard(self, axis: int, start: int, stop: int) -> "Parameter":
+        """As `Variable.shard`; the part keeps ``decay``."""
+        part = super().shard(axis, start, stop)
+        part.decay = self.decay
+        return part
+
+
+class Buffer(Variable):
+    """A value that is saved with the model but not trained: the running statistics of batch normalisation."""

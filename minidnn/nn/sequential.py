@@ -1,0 +1,169 @@
+"""`Sequential`: named layers in program order, with skip connections where a layer asks for them."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+
+from minidnn.nn.module import Module, Shape, join
+from minidnn.tape import current_tape
+from minidnn.tensor import Tensor
+
+INPUT = "input"  # the name under which a layer's `also` may refer to the model's own input
+
+
+class Sequential(Module):
+    """Layers one after the other; iterating gives ``(name, layer)``.
+
+    ``Sequential(Linear(4, 3), ReLU())`` names its layers linear1 and relu1; ``Sequential({"fc": Linear(4,
+    3)})`` and ``Sequential([("fc", Linear(4, 3))])`` take the names given. A `Sequential` inside a
+    `Sequential` is laid flat: its layer "conv" becomes "block.conv".
+
+    A layer whose ``also`` names earlier layers is called with their outputs as extra inputs:
+    ``Add(also=("relu1",))`` is a skip connection. "input" is the input of the container it was written in, so
+    ``Sequential(Conv2d(...), ReLU(), Add(also=("input",)))`` is a residual block wherever it is put.
+
+    Parameters
+    ----------
+    *layers : Module, or one mapping, or one iterable of pairs
+    external : tuple of str
+        Names that `also` may use though they are not inside; `forward` takes their values as extra inputs.
+
+    Raises
+    ------
+    ValueError
+        A name that is used twice, is not a name, or is used in ``also`` before the layer it belongs to.
+    TypeError
+        Something that is not a Module.
+    """
+
+    def __init__(
+        self,
+        *layers: Module | Mapping[str, Module] | Iterable[tuple[str, Module]],
+        external: tuple[str, ...] = (),
+    ):
+        self.layers: dict[str, Module] = {}
+        self.external = tuple(external)
+        for name, layer in _named(layers):
+            if isinstance(layer, Sequential):
+                self._add_flat(name, layer)
+            else:
+                self._add(name, layer)
+
+    def _add(self, name: str, layer: Module) -> None:
+        if not isinstance(layer, Module):
+            raise TypeError(f"{name}: expected a Module, got {type(layer).__name__}")
+        if not all(name.split(".")) or name == INPUT:
+            raise ValueError(f"{name!r} cannot name a layer")
+        if name in self.layers:
+            raise ValueError(f"two layers are named {name!r}")
+        for also in layer.also:
+            if also not in (INPUT, *self.layers, *self.external):
+                raise ValueError(
+                    f"{name} also takes {also!r}, which is no earlier layer ({', '.join(self.layers)})"
+                )
+        layer.set_name(name)
+        self.layers[name] = layer
+
+    def _add_flat(self, name: str, block: "Sequential") -> None:
+        before = next(reversed(self.layers), INPUT)
+        for inner, layer in block:
+            if layer.also:
+                layer = copy.copy(layer)  # the block itself keeps the names that hold inside it
+                layer.also = tuple(
+                    before if also == INPUT else join(name, also) if also in block.layers else also
+                    for also in layer.also
+                )
+            self._add(join(name, inner), layer)
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        """Call the layers in order; ``extra`` are the values of ``external``."""
+        kept = {INPUT: x} | dict(zip(self.external, extra, strict=True))
+        wanted = {also for _, layer in self for also in layer.also}
+        tape = current_tape()
+        outer = tape.layer
+        try:
+            for name, layer in self:
+                tape.layer = name  # what the nodes are called in errors and in the ledger
+                x = layer(x, *(kept[also] for also in layer.also))
+                if name in wanted:
+                    kept[name] = x
+        finally:
+            tape.layer = outer
+        return x
+
+    def shapes(self, shape: Shape, *extra: Shape) -> Iterator[tuple[str, Module, tuple[Shape, ...], Shape]]:
+        """(name, layer, input shapes, output shape) per sample, layer by layer."""
+        shape = tuple(shape)
+        known = {INPUT: shape} | dict(zip(self.external, extra, strict=True))
+        for name, layer in self:
+            inputs = (shape, *(known[also] for also in layer.also))
+            shape = known[name] = layer.output_shape(*inputs)
+            yield name, layer, inputs, shape
+
+    def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
+        """Shape of the last output; ValueError naming the first layer that cannot take its input."""
+        rows = list(self.shapes(shape, *extra))
+        return rows[-1][-1] if rows else tuple(shape)
+
+    def macs(self, shape: Shape, *extra: Shape) -> int:
+        """Sum over the layers."""
+        return sum(layer.macs(*inputs) for _, layer, inputs, _ in self.shapes(shape, *extra))
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, layer)."""
+        return iter(self.layers.items())
+
+    def set_name(self, name: str) -> None:
+        """Keep the layers' names, which are paths already; only an unnamed model can be the root."""
+        for key, layer in self:
+            layer.set_name(join(name, key))
+        self.name = name
+
+    def between(self, start: str, stop: str) -> "Sequential":
+        """The layers from ``start`` to ``stop``, both included: the same objects under the same names.
+
+        Outputs of layers outside that are used inside become ``external``, in order of first use; so does the
+        model's "input" where the part does not begin with the model.
+        """
+        names = list(self.layers)
+        first, last = (names.index(self._find(name)) for name in (start, stop))
+        inside = {name: self.layers[name] for name in names[first : last + 1]}
+        used = dict.fromkeys(also for layer in inside.values() for also in layer.also)
+        here = set(inside) if first else {INPUT, *inside}
+        return Sequential(inside, external=tuple(also for also in used if also not in here))
+
+    def _find(self, name: str) -> str:
+        if name not in self.layers:
+            raise KeyError(f"no layer {name!r}; the layers are {', '.join(self.layers)}")
+        return name
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers, in order."""
+        return list(self.layers)
+
+    def __iter__(self) -> Iterator[tuple[str, Module]]:
+        return iter(self.layers.items())
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> Module:
+        return self.layers[self._find(name)]
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {layer!r}" for name, layer in self]
+        return "\n".join(["Sequential(", *lines, ")"])
+
+
+def _named(layers: tuple) -> Iterator[tuple[str, Module]]:
+    """Pairs of name and layer from any of the three ways to write them."""
+    if len(layers) == 1 and isinstance(layers[0], Mapping):
+        yield from layers[0].items()
+    elif len(layers) == 1 and not isinstance(layers[0], Module) and isinstance(layers[0], Iterable):
+        yield from layers[0]
+    else:
+        count: dict[str, int] = {}
+        for layer in layers:
+            kind = type(layer).__name__.lower()
+            count[kind] = count.get(kind, 0) + 1
+            yield f"{kind}{count[kind]}", layer

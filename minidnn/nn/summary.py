@@ -1,0 +1,94 @@
+"""A table of a model: shapes, parameters, multiply-accumulates and activation bytes, from shapes alone."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidnn.nn.module import Module, Shape
+from minidnn.nn.sequential import Sequential
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer.
+
+    Attributes
+    ----------
+    name, kind : str
+        Dotted name and class.
+    output_shape : tuple of int
+        Of one sample.
+    parameters : int
+        Trained values held by the layer.
+    macs : int
+        Multiply-accumulates of the forward pass per sample; the backward pass has about twice as many.
+    activation_bytes : int
+        Bytes of the output of the whole batch.
+    """
+
+    name: str
+    kind: str
+    output_shape: Shape
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+def summary_rows(
+    model: Module, input_shape: Shape, batch: int = 1, dtype: str | np.dtype | type = np.float32
+) -> list[SummaryRow]:
+    """One row per layer for samples of ``input_shape`` (without n); ValueError where it does not fit."""
+    itemsize = np.dtype(dtype).itemsize
+    layers = model if isinstance(model, Sequential) else Sequential({model.label: model})
+    return [
+        SummaryRow(
+            name,
+            type(layer).__name__,
+            shape,
+            sum(parameter.size for parameter in layer.parameters()),
+            layer.macs(*inputs),
+            batch * math.prod(shape) * itemsize,
+        )
+        for name, layer, inputs, shape in layers.shapes(input_shape)
+    ]
+
+
+def summary(
+    model: Module, input_shape: Shape, batch: int = 1, dtype: str | np.dtype | type = np.float32
+) -> str:
+    """The rows of `summary_rows` as text, with totals.
+
+    >>> from minidnn.nn import Linear, Sequential
+    >>> print(summary(Sequential(Linear(2, 3)), (2,)))
+    layer    kind    output  parameters  MACs  activation bytes
+    -----------------------------------------------------------
+    linear1  Linear  3                9     6                12
+    -----------------------------------------------------------
+    total                             9     6                12
+    """
+    rows = summary_rows(model, input_shape, batch, dtype)
+    cells = [("layer", "kind", "output", "parameters", "MACs", "activation bytes")]
+    cells += [
+        (
+            row.name,
+            row.kind,
+            "x".join(map(str, row.output_shape)),
+            f"{row.parameters:,}",
+            f"{row.macs:,}",
+            f"{row.activation_bytes:,}",
+        )
+        for row in rows
+    ]
+    totals = (sum(getattr(row, key) for row in rows) for key in ("parameters", "macs", "activation_bytes"))
+    cells.append(("total", "", "", *(f"{total:,}" for total in totals)))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

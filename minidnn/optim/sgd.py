@@ -1,0 +1,238 @@
+"""Stochastic gradient descent with momentum, Nesterov's form, weight decay and learning-rate decay.
+
+AlexNet has 61 million weights and little arithmetic per weight in an update, so the update is bound by
+memory: it walks through weights, gradients and momenta together in blocks that stay in the cache, and
+allocates nothing but two blocks of scratch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minidnn.backend import array_module
+from minidnn.optim.schedules import Schedule
+from minidnn.tensor import Tensor
+
+BLOCK = {"numpy": 1 << 15, "cupy": 1 << 22}  # elements: fits a core's cache; on a GPU large enough to fill it
+
+_OPTIONS = ("lr", "momentum", "nesterov", "weight_decay", "decay", "schedule")
+
+
+class SGD:
+    """d = g + weight_decay w;  v <- momentum v + d;  w <- w - lr v, or w - lr (momentum v + d) for Nesterov
+
+    This is PyTorch's form: the learning rate multiplies the velocity. In AlexNet's (2012 paper, sec. 5) it
+    is inside the velocity; the two are equal while the rate is constant. The rate of iteration i, counted
+    from 0, is ``lr * schedule(i) / (1 + decay * i)``; the second factor is Keras's ``decay``.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, or of groups ``{"params": [...], "lr": ...}``
+        A group may override each of the options below. Weight decay leaves out parameters whose ``decay``
+        attribute is False. A parameter without gradient is not updated.
+    lr : float
+        Learning rate; optional where every group has its own.
+    momentum, weight_decay, decay : float
+    nesterov : bool
+        Needs a momentum.
+    schedule : callable, optional
+        From the iteration to a factor: see `minidnn.optim.schedules`.
+
+    Attributes
+    ----------
+    groups : list of dict
+        All options of each group, and its "params"; options may be changed between steps.
+    iteration : int
+        Steps made so far.
+
+    Raises
+    ------
+    ValueError
+        An option out of range, unknown or missing, or a parameter that is given twice.
+    TypeError
+        Something that is not a Tensor.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Mapping[str, Any]],
+        lr: float | None = None,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decay: float = 0.0,
+        schedule: Schedule | Callable[[int], float] | None = None,
+    ) -> None:
+        defaults = dict(zip(_OPTIONS, (lr, momentum, nesterov, weight_decay, decay, schedule), strict=True))
+        params = list(params)
+        if not all(isinstance(entry, Mapping) for entry in params):
+            params = [{"params": params}]
+        self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
+        self.iteration = 0
+        self._velocity: dict[int, Any] = {}  # by id: the groups keep the parameters alive
+        self._scratch: dict[Any, tuple[Any, Any]] = {}
+        seen: list[int] = []
+        for parameter in self.parameters():
+            if id(parameter) in seen:
+                raise ValueError(f"parameter {parameter.name or parameter!r} is given twice")
+            seen.append(id(parameter))
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All parameters, group by group."""
+        for group in self.groups:
+            yield from group["params"]
+
+    def learning_rate(self, group: int = 0) -> float:
+        """The rate that the next update of a group uses."""
+        options = self.groups[group]
+        factor = options["schedule"](self.iteration) if options["schedule"] else 1.0
+        return float(options["lr"] * factor / (1 + options["decay"] * self.iteration))
+
+    def step(self) -> None:
+        """Update all groups and count the iteration."""
+        for number in range(len(self.groups)):
+            self.update_group(number)
+        self.advance()
+
+    def advance(self) -> None:
+        """Count an iteration. `step` does; who calls `update_group` instead does it at the step's end."""
+        self.iteration += 1
+
+    def update_group(self, group: int) -> None:
+        """Update one group in place, without counting an iteration: it may be updated several times in one.
+
+        Raises
+        ------
+        ValueError
+            A gradient has another shape than its parameter.
+        """
+        rate, options = self.learning_rate(group), self.groups[group]
+        for parameter in options["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.shape != parameter.data.shape:
+                raise ValueError(
+                    f"{parameter.name or 'parameter'}: gradient of shape {parameter.grad.shape}, "
+                    f"expected {parameter.data.shape}"
+                )
+            self._update(parameter, rate, options)
+            parameter.version += 1
+
+    def _update(self, parameter: Tensor, rate: float, options: Mapping[str, Any]) -> None:
+        xp = array_module(parameter.data)
+        momentum, nesterov = options["momentum"], options["nesterov"]
+        decay = options["weight_decay"] if getattr(parameter, "decay", True) else 0.0
+        arrays = [parameter.data, parameter.grad]
+        if momentum:
+            arrays.append(self._velocity_of(parameter))
+        limit = BLOCK[xp.__name__]
+        scratch = self._scratch_of(xp, parameter.data.dtype, limit)
+        for w, g, *velocity in _blocks(arrays, limit):
+            a, b = (buffer[: w.size].reshape(w.shape) for buffer in scratch)
+            if decay:
+                xp.multiply(w, decay, out=a)
+                g = xp.add(a, g, out=a)
+            for v in velocity:
+                xp.multiply(v, momentum, out=v)
+                xp.add(v, g, out=v)
+                g = xp.add(xp.multiply(v, momentum, out=b), g, out=b) if nesterov else v
+            xp.multiply(g, rate, out=a)
+            xp.subtract(w, a, out=w)
+
+    def _velocity_of(self, parameter: Tensor) -> Any:
+        if id(parameter) not in self._velocity:
+            xp = array_module(parameter.data)
+            self._velocity[id(parameter)] = xp.zeros(parameter.data.shape, parameter.data.dtype)
+        return self._velocity[id(parameter)]
+
+    def _scratch_of(self, xp: Any, dtype: np.dtype, limit: int) -> tuple[Any, Any]:
+        key = xp.__name__, dtype
+        if key not in self._scratch:
+            self._scratch[key] = xp.empty(limit, dtype), xp.empty(limit, dtype)
+        return self._scratch[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"iteration": int, "velocity": {parameter name: copy of its momentum}}``.
+
+        Raises
+        ------
+        ValueError
+            A parameter has no name, or two have the same.
+        """
+        velocity = {
+            name: self._velocity[id(parameter)].copy()
+            for name, parameter in self._by_name().items()
+            if id(parameter) in self._velocity
+        }
+        return {"iteration": self.iteration, "velocity": velocity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`; a part of a parameter cuts its slice out of a whole momentum.
+
+        Raises
+        ------
+        KeyError
+            A momentum of a parameter that is not here.
+        ValueError
+            A momentum of the wrong shape. Nothing has been changed then.
+        """
+        parameters, velocity = self._by_name(), {}
+        unexpected = [name for name in state["velocity"] if name not in parameters]
+        if unexpected:
+            raise KeyError(f"state does not fit the optimiser: unexpected {unexpected}")
+        for name, value in state["velocity"].items():
+            parameter = parameters[name]
+            if value.shape != parameter.shape and value.shape == getattr(parameter, "full_shape", None):
+                value = value[parameter.slices]
+            if value.shape != parameter.shape:
+                raise ValueError(f"{name}: momentum of shape {value.shape}, expected {parameter.shape}")
+            velocity[id(parameter)] = array_module(parameter.data).array(value, dtype=parameter.data.dtype)
+        self._velocity = velocity
+        self.iteration = int(state["iteration"])
+
+    def _by_name(self) -> dict[str, Tensor]:
+        names: dict[str, Tensor] = {}
+        for parameter in self.parameters():
+            if not parameter.name or parameter.name in names:
+                raise ValueError(
+                    f"the state is kept by parameter name, but {parameter.name!r} is no name of one parameter"
+                )
+            names[parameter.name] = parameter
+        return names
+
+
+def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = [key for key in given if key not in ("params", *_OPTIONS)]
+    if unknown or "params" not in given:
+        raise ValueError(
+            f"group {number}: expected params and any of {', '.join(_OPTIONS)}; got {', '.join(given)}"
+        )
+    group = {**defaults, **given, "params": list(given["params"])}
+    for parameter in group["params"]:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"group {number}: expected tensors, got {type(parameter).__name__}")
+    if group["lr"] is None or not group["lr"] >= 0:
+        raise ValueError(f"group {number}: needs a learning rate of at least 0, got {group['lr']}")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"group {number}: momentum must be in [0, 1), got {group['momentum']}")
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError(f"group {number}: Nesterov's form needs a momentum")
+    if not (group["weight_decay"] >= 0 and group["decay"] >= 0):
+        raise ValueError(f"group {number}: weight_decay and decay must not be negative")
+    return group
+
+
+def _blocks(arrays: Sequence[Any], limit: int) -> Iterator[Sequence[Any]]:
+    """The same parts of all arrays, views of at most ``limit`` elements that together cover them."""
+    if all(array.flags.c_contiguous for array in arrays):
+        flat = [array.reshape(-1) for array in arrays]
+        for start in range(0, flat[0].size, limit):
+            yield [array[start : start + limit] for array in flat]
+    elif arrays[0].size <= limit:
+        yield arrays
+    else:  # some layout is not C's: halve the longest axis until the parts are small enough
+        axis = int(np.argmax(arrays[0].shape))
+        half = arrays[0].shape[axis] // 2
+        for part in (slice(half), slice(half, None)):
+            yield from _blocks([array[(slice(None),) * axis + (part,)] for array in arrays], limit)
