@@ -1,4 +1,4 @@
-"""The collectives as data: right by symbolic execution, and as many messages and elements as the formulas say."""
+"""The collectives as data: right by symbolic execution, with the messages that the formulas say."""
 
 import itertools
 

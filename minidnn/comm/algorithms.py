@@ -54,6 +54,7 @@ ALGORITHMS = {
     "scatter": ("direct",),
     "gather": ("direct",),
     "all_to_all": ("direct", "pairwise"),
+    "send": ("direct",),
 }
 
 #: Operations whose buffer is cut into one block per rank (``counts``); the others take a length ``n``.
@@ -61,7 +62,7 @@ BLOCKED = frozenset({"reduce_scatter", "all_gather", "scatter", "gather"})
 
 
 def split_counts(n: int, parts: int) -> tuple[int, ...]:
-    """Cut ``n`` elements into ``parts`` as ``numpy.array_split`` does: the first ``n % parts`` get one more."""
+    """Cut ``n`` elements as ``numpy.array_split`` does: the first ``n % parts`` parts get one more."""
     quotient, rest = divmod(n, parts)
     return (quotient + 1,) * rest + (quotient,) * (parts - rest)
 
@@ -114,6 +115,7 @@ def rounds(
     *,
     nodes: Sequence[int] | None = None,
     segments: int | None = None,
+    dest: int = 0,
 ) -> Rounds:
     """The rounds of one rank in one collective.
 
@@ -124,22 +126,25 @@ def rounds(
     p, rank : int
         Number of ranks, and whose rounds.
     counts : int or sequence
-        ``all_reduce``, ``broadcast``, ``reduce``: the length n.  ``reduce_scatter``, ``all_gather``, ``scatter``,
-        ``gather``: the elements of each rank's block (an int is split evenly).  ``all_to_all``: the matrix whose
-        entry ``[i][j]`` is what rank i sends to rank j.
+        ``all_reduce``, ``broadcast``, ``reduce``: the length n.  ``reduce_scatter``, ``all_gather``,
+        ``scatter``, ``gather``: the elements of each rank's block (an int is split evenly).
+        ``all_to_all``: the matrix whose entry ``[i][j]`` is what rank i sends to rank j.
     root : int
-        Of ``broadcast``, ``reduce``, ``scatter``, ``gather``.
+        The sender of ``send``; the root of ``broadcast``, ``reduce``, ``scatter``, ``gather``.
     nodes : sequence of int, optional
         For "hierarchical": the node id of each rank (default: all on one node).
     segments : int, optional
-        For "chain": the number of pieces that travel one behind the other (default :func:`default_segments`).
+        For "chain": the number of pieces that travel one behind the other (default
+        :func:`default_segments`).
+    dest : int
+        The receiver of ``send``.
 
     Returns
     -------
     tuple of rounds
         Offsets count elements of the buffer of ``sum(counts)`` (or n) elements.  For ``all_to_all`` a send's
-        offsets are in the send buffer (blocks in order of destination), a receive's in the receive buffer (blocks in
-        order of source); a rank's block for itself is copied, not sent.
+        offsets are in the send buffer (blocks in order of destination), a receive's in the receive buffer
+        (blocks in order of source); a rank's block for itself is copied, not sent.
 
     Raises
     ------
@@ -152,11 +157,11 @@ def rounds(
     nodes = (0,) * p if nodes is None else tuple(nodes)
     if len(nodes) != p:
         raise ValueError(f"nodes has {len(nodes)} entries for {p} ranks")
-    return _rounds(op, algorithm, p, rank, counts, root, nodes, segments)
+    return _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest)
 
 
 @lru_cache(maxsize=4096)
-def _rounds(op, algorithm, p, rank, counts, root, nodes, segments) -> Rounds:
+def _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest) -> Rounds:
     from . import patterns
 
     everyone = tuple(range(p))
@@ -177,6 +182,8 @@ def _rounds(op, algorithm, p, rank, counts, root, nodes, segments) -> Rounds:
         built = patterns.binomial_reduce(everyone, rank, root, 0, counts)
     elif op in ("scatter", "gather"):
         built = patterns.to_or_from_root(op, everyone, rank, root, edges_of(counts))
+    elif op == "send":
+        built = patterns.send_to(everyone, rank, root, dest, counts)
     else:
         built = patterns.all_to_all(everyone, rank, counts, pairwise=algorithm == "pairwise")
     return tuple(tuple(move for move in moves if move.elements) for moves in built)

@@ -1,8 +1,8 @@
 """How many messages and elements each rank sends in a collective, by formula.
 
-Written from the formulas of the literature, extended to uneven chunks and to ranks that send nothing, and apart from
-the rounds of :mod:`.patterns`: the tests hold the two equal.  With n divisible by p the formulas are the well-known
-ones (Thakur, Rabenseifner and Gropp 2005, table of costs), for one rank and n elements:
+Written from the formulas of the literature, extended to uneven chunks and to ranks that send nothing, and
+apart from the rounds of :mod:`.patterns`: the tests hold the two equal.  With n divisible by p the formulas
+are the well-known ones (Thakur, Rabenseifner and Gropp 2005, table of costs), for one rank and n elements:
 
 ==============================  =========================  =======================
 all_reduce                      messages sent              elements sent
@@ -15,7 +15,8 @@ tree, over all ranks            2 (p - 1)                  2 n (p - 1)
 hierarchical, g a node, N nodes 2 (g - 1) + 2 (N - 1)      2 n (g - 1) / g + 2 (n / g) (N - 1) / N
 ==============================  =========================  =======================
 
-No all_reduce can send fewer than 2 n (p - 1) / p elements per rank, averaged (Patarasuk and Yuan 2009, theorem 1).
+No all_reduce can send fewer than 2 n (p - 1) / p elements per rank, averaged (Patarasuk and Yuan 2009,
+theorem 1).
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class Cost(NamedTuple):
         return Cost(self.messages + other[0], self.elements + other[1])
 
 
-def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=None) -> Cost:
+def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=None, dest=0) -> Cost:
     """Messages and elements that ``rank`` sends; the parameters are those of :func:`.algorithms.rounds`.
 
-    ``all_reduce`` by "mpi" (the library's own, whose messages cannot be seen) counts as one message with the elements
-    that the ring would send.
+    ``all_reduce`` by "mpi" (the library's own, whose messages cannot be seen) counts as one message with
+    the elements that the ring would send.
     """
     if op == "all_reduce" and algorithm == "mpi":
         n = int(counts)
@@ -67,6 +68,8 @@ def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=
         return _without(counts, root) if rank == root else Cost(0, 0)
     if op == "gather":
         return _times(rank != root, counts[rank])
+    if op == "send":
+        return _times(rank == root != dest, counts)
     return _without(counts[rank], rank)
 
 
@@ -92,7 +95,7 @@ def _chunk(n, p, c) -> int:
 
 
 def _ring(p, rank, n, nodes=None) -> Cost:
-    """All chunks but one in each half: reduce_scatter keeps chunk rank + 1, all_gather never passes on rank + 2."""
+    """All chunks but one in each half: the first keeps chunk rank + 1, the second never sends rank + 2."""
     kept, last = _chunk(n, p, rank + 1), _chunk(n, p, rank + 2)
     filled = min(n, p)  # chunks that are not empty
     return Cost(2 * filled - bool(kept) - bool(last), 2 * n - kept - last)
@@ -108,14 +111,14 @@ def _tree(p, rank, n, nodes=None) -> Cost:
 
 
 def _children(p, v) -> int:
-    """Children of v in the binomial tree over p: the powers of two below v's lowest set bit that stay inside."""
+    """Children of v in the binomial tree over p: powers of two below v's lowest set bit that stay inside."""
     reach = (v & -v) if v else p
     room = p - 1 - v
     return min((reach - 1).bit_length(), room.bit_length())
 
 
 def _core(p, rank):
-    """Folding: (power of two, the rank's place among those that go on or None, messages of n that folding adds)."""
+    """Folding: (power of two, place among the ranks that go on or None, messages of n that it adds)."""
     power = 1 << (p.bit_length() - 1)
     rest = p - power
     if rank >= 2 * rest:

@@ -1,9 +1,9 @@
 """The communication patterns that the algorithms are made of.
 
 Every function returns the rounds of one rank as lists of moves.  ``members`` are the ranks that take part, in
-order, so that a pattern can run inside a part of the ranks (the nodes of a hierarchy, the power of two left after
-folding); ``rank`` is one of them, unless a docstring says otherwise.  ``edges`` are the borders of the chunks, one
-chunk per member.  Empty moves are dropped by the caller.
+order, so that a pattern can run inside a part of the ranks (the nodes of a hierarchy, the power of two left
+after folding); ``rank`` is one of them, unless a docstring says otherwise.  ``edges`` are the borders of
+the chunks, one chunk per member.  Empty moves are dropped by the caller.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def recv(peer: int, start: int, stop: int, reduce: bool = False) -> Move:
     return Move("recv", peer, start, stop, reduce)
 
 
-# -- reduce_scatter and all_gather -----------------------------------------------------------------------------
+# -- reduce_scatter and all_gather
 
 
 def ring_reduce_scatter(members, rank, edges, shift=0):
     """Partial sums travel round the ring; member i ends with the whole sum of chunk (i + shift) % m.
 
-    In step s member i sends chunk (i + shift - 1 - s) % m to its right and adds what comes from its left to chunk
-    (i + shift - 2 - s) % m.  The sum of a chunk is made in ring order, another order for each chunk.
+    In step s member i sends chunk (i + shift - 1 - s) % m to its right and adds what comes from its left to
+    chunk (i + shift - 2 - s) % m.  The sum of a chunk is made in ring order, another order for each chunk.
     """
     m, i = len(members), members.index(rank)
     right, left = members[(i + 1) % m], members[i - 1]
@@ -51,7 +51,7 @@ def ring_all_gather(members, rank, edges, shift=0):
 
 
 def direct_reduce_scatter(members, rank, edges):
-    """One round: everybody sends each other member its chunk; the owner adds them in ring order from its own."""
+    """One round: everybody sends each other member its chunk; the owner adds them in ring order."""
     m, i = len(members), members.index(rank)
     if m == 1:
         return []
@@ -70,11 +70,11 @@ def direct_all_gather(members, rank, edges):
     return [moves + [send(members[j], edges[i], edges[i + 1]) for j in others]]
 
 
-# -- trees and chains ------------------------------------------------------------------------------------------
+# -- trees and chains
 
 
 def binomial_broadcast(members, rank, root, start, stop):
-    """The holders double in every round; counted from the root, v receives from v minus its lowest set bit."""
+    """The holders double in every round; counted from the root, v receives from v less its lowest set bit."""
     m = len(members)
     v = (members.index(rank) - members.index(root)) % m
     built = []
@@ -89,7 +89,7 @@ def binomial_broadcast(members, rank, root, start, stop):
 
 
 def binomial_reduce(members, rank, root, start, stop):
-    """The broadcast backwards: in round k, v sends its partial sum to v - 2^k where bit k is its lowest set bit."""
+    """The broadcast backwards: in round k, v sends its partial sum to v - 2^k if bit k is its lowest."""
     m = len(members)
     v = (members.index(rank) - members.index(root)) % m
     built = []
@@ -108,7 +108,7 @@ def _from_root(members, root, v):
 
 
 def chain_broadcast(members, rank, root, pieces):
-    """A pipeline: the pieces go from the root down the chain, one behind the other, m - 2 + len(pieces) rounds."""
+    """A pipeline: pieces go down the chain one behind the other, in m - 2 + len(pieces) rounds."""
     m = len(members)
     v = (members.index(rank) - members.index(root)) % m
     edges, built = edges_of(pieces), []
@@ -135,6 +135,12 @@ def to_or_from_root(op, members, rank, root, edges):
     return [[make(root, edges[i], edges[i + 1])]]
 
 
+def send_to(members, rank, root, dest, n):
+    """One message from the root to another member."""
+    moves = {root: [send(dest, 0, n)], dest: [recv(root, 0, n)]} if root != dest else {}
+    return [moves.get(rank, [])]
+
+
 def all_to_all(members, rank, counts, pairwise):
     """Block j of the send buffer goes to member j: all at once, or to i + s and from i - s in round s."""
     m, i = len(members), members.index(rank)
@@ -155,12 +161,12 @@ def all_to_all(members, rank, counts, pairwise):
     return [[*receives, *sends]]
 
 
-# -- all_reduce ------------------------------------------------------------------------------------------------
+# -- all_reduce:
 # Each takes (members, rank, start, n, nodes) and leaves the same bits on every member; the reason is in each.
 
 
 def ring_all_reduce(members, rank, start, n, nodes=None):
-    """Ring reduce_scatter, then ring all_gather.  Each chunk is summed once, at one place, and then copied."""
+    """Ring reduce_scatter, then ring all_gather.  Each chunk is summed once, in ring order, and copied."""
     edges = edges_of(split_counts(n, len(members)), start)
     return ring_reduce_scatter(members, rank, edges, 1) + ring_all_gather(members, rank, edges, 1)
 
@@ -182,8 +188,8 @@ def tree_all_reduce(members, rank, start, n, nodes=None):
 def _folded(members, rank, start, n, core_rounds):
     """Run an algorithm for powers of two over any number of members, as MPICH does.
 
-    Of the first 2 (m - 2^k) members the even ones hand their whole vector to their right neighbour, sit out, and get
-    the result at the end.
+    Of the first 2 (m - 2^k) members the even ones hand their whole vector to their right neighbour, sit
+    out, and get the result at the end.
     """
     m = len(members)
     power = 1 << (m.bit_length() - 1)
@@ -204,8 +210,8 @@ def _folded(members, rank, start, n, core_rounds):
 def doubling_all_reduce(members, rank, start, n, nodes=None):
     """Recursive doubling: in round k everybody swaps its whole partial sum with the member at distance 2^k.
 
-    The two partners compute a + b and b + a, which are the same bits, so by induction all members of a block of
-    2^(k+1) hold the same bits after round k.
+    The two partners compute a + b and b + a, which are the same bits, so by induction all members of a
+    block of 2^(k+1) hold the same bits after round k.
     """
 
     def core_rounds(core, rank):
@@ -243,12 +249,12 @@ def halving_all_reduce(members, rank, start, n, nodes=None):
 
 
 def hierarchical_all_reduce(members, rank, start, n, nodes=None):
-    """Inside the nodes first, then across them, then inside again, so that the slow links carry each byte once.
+    """Inside the nodes, across them, and inside again: the slow links carry each byte once.
 
-    With the same number g of members on every node: ring reduce_scatter inside the node; the members with the same
-    place in their nodes all-reduce their chunk across the nodes by ring; ring all_gather inside.  With uneven nodes:
-    binomial reduce to the first member of the node, a ring across those, binomial broadcast.  Either way each chunk is
-    summed once and copied.
+    With the same number g of members on every node: ring reduce_scatter inside the node; the members with
+    the same place in their nodes all-reduce their chunk across the nodes by ring; ring all_gather inside.
+    With uneven nodes: binomial reduce to the first member of the node, a ring across those, binomial
+    broadcast.  Either way each chunk is summed once and copied.
     """
     groups: dict[int, list[int]] = {}
     for member, node in zip(members, nodes, strict=True):

@@ -1,7 +1,7 @@
 """Whose contributions are in which chunk, round by round: a collective executed on sets instead of numbers.
 
-This is the proof that an algorithm is right (every rank's contribution arrives everywhere, and none is added twice)
-and the explanation of how it works; :mod:`.explain` prints and draws it.
+This is the proof that an algorithm is right (every rank's contribution arrives everywhere, and none is
+added twice) and the explanation of how it works; :mod:`.explain` prints and draws it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Provenance:
     edges : tuple of int
         Borders of the chunks: the coarsest cut of the buffer in which every message is whole chunks.
     states : list over time of list over ranks of list over chunks of frozenset
-        ``states[t][rank][chunk]``: the ranks whose contributions the rank's copy holds after round t (0: before).
+        ``states[t][rank][chunk]``: the ranks whose contributions the rank's copy holds after round t (0:
+        before).
     rounds : list over ranks of Rounds
     """
 
@@ -39,8 +40,8 @@ def provenance(op: str, algorithm: str, p: int, n: int, root: int = 0, **options
     ValueError
         The operation is all_to_all, whose blocks keep their contributor.
     AssertionError
-        A contribution would be added twice, a rank would send what it does not hold, or sends and receives do not
-        pair up: the algorithm is wrong.
+        A contribution would be added twice, a rank would send what it does not hold, or sends and receives
+        do not pair up: the algorithm is wrong.
     """
     if op == "all_to_all":
         raise ValueError("all_to_all adds nothing up: there is no provenance to follow")

@@ -1,0 +1,295 @@
+"""The collectives, executed over send and receive as :mod:`.algorithms` lays them down.
+
+Every function can be called three ways::
+
+    y = all_reduce(comm, x, "ring")                     # blocking
+    pending = all_reduce.start(comm, x, "ring")         # in flight; comm.progress() moves it on
+    y = pending.wait()
+    comm.start(all_reduce.steps(comm, x, "ring"))       # the same, with the generator in sight
+
+The caller's arrays are never changed (but for ``all_reduce_inplace``), and may be of any dtype and layout.
+``counts`` are elements of the flat buffer; :mod:`.axes` has the forms that split an axis.
+
+An all_reduce leaves the same bits on every rank, whatever the algorithm: a chunk is summed at one place and
+copied, or (doubling) by partners that add the same two numbers.  Two algorithms differ in their order of
+summation, and so in the last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import update_wrapper
+
+import numpy as np
+
+from ..backend import array_module
+from . import headers
+from .algorithms import Rounds, edges_of, normalise, rounds
+from .communicator import USER_TAGS, Communicator, Note, Pending
+from .ledger import DONE
+
+
+class Collective:
+    """A generator function that communicates, with the three ways to call it."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        update_wrapper(self, steps)
+
+    def __call__(self, comm: Communicator, *args, **kwargs):
+        return comm.start(self.steps(comm, *args, **kwargs)).wait()
+
+    def start(self, comm: Communicator, *args, **kwargs) -> Pending:
+        """Begin it and come back at once."""
+        return comm.start(self.steps(comm, *args, **kwargs))
+
+
+# -- the executor
+
+
+def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, inbox, base=0, tag=None):
+    """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
+
+    Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
+    they are one and the same.
+    """
+    ledger, labels, tag = comm.ledger, comm.ledger.labels, comm.next_tag() if tag is None else tag
+    xp, cell = array_module(inbox), ledger.cell(op, labels)
+    need = max((sum(m.elements for m in moves if m.reduce) for moves in own), default=0)
+    scratch = _borrow(comm, xp, inbox.dtype, need)
+    for index, moves in enumerate(own, 1):
+        if not moves:
+            continue
+        note = Note(op, algorithm, labels, index, len(own))
+        requests, additions, records, used = [], [], [], 0
+        # receives first: a message that finds its receive posted is not buffered
+        for move in sorted(moves, key=_sends_last):
+            span = slice(move.start - base, move.stop - base)
+            if move.kind == "send":
+                block = outbox[span]
+                request = comm.isend(block, move.peer, tag)
+                cell[0] += 1
+                cell[1] += block.nbytes
+            else:
+                if move.reduce:
+                    block = scratch[used : used + move.elements]
+                    used += move.elements
+                    additions.append((inbox[span], block))
+                else:
+                    block = inbox[span]
+                request = comm.irecv(block, move.peer, tag)
+                cell[2] += 1
+                cell[3] += block.nbytes
+            request.note = note
+            requests.append(request)
+            if ledger.tracing:
+                ends = comm.ranks[comm.rank], comm.ranks[move.peer]
+                source, dest = ends if move.kind == "send" else ends[::-1]
+                how = op, algorithm, index, len(own)
+                records.append(
+                    ledger.message(
+                        *(move.kind, labels, how, comm.ranks, source, dest, tag, block.nbytes),
+                        *(block.dtype.name, (move.start, move.stop)),
+                    )
+                )
+        yield requests
+        for record in records:
+            record[DONE] = ledger.clock()
+        for target, block in additions:
+            xp.add(target, block, out=target)
+    _give_back(comm, xp, scratch)
+
+
+def _sends_last(move) -> bool:
+    return move.kind == "send"
+
+
+def _borrow(comm, xp, dtype, n):
+    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
+    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
+    for i, array in enumerate(kept):
+        if array.size >= n:
+            return kept.pop(i)
+    if kept:  # outgrown
+        kept.pop()
+    return xp.empty(n, dtype)
+
+
+def _give_back(comm, xp, scratch):
+    comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
+
+
+def _run(comm, op, algorithm, counts, work, inbox=None, root=0, base=0, **options):
+    """Header check and execution of one collective whose rounds are looked up."""
+    counts = normalise(op, algorithm, comm.size, counts)
+    if comm.debug:
+        yield from headers.check(comm, op, algorithm, work.dtype, counts, root)
+    if algorithm == "hierarchical":
+        options["nodes"] = comm.nodes
+    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, **options)
+    yield from execute(comm, op, algorithm, own, work, work if inbox is None else inbox, base)
+
+
+def _flat(x):
+    """x as a flat contiguous array; a copy only where the layout asks for one."""
+    return array_module(x).ascontiguousarray(x).reshape(-1)
+
+
+def _copy(x):
+    """x as a new flat contiguous array."""
+    return array_module(x).array(x, order="C", copy=True).reshape(-1)
+
+
+def _blocks(comm, op, counts, size) -> tuple[int, ...]:
+    """The counts of a blocked collective, checked against the size of the array that they cut."""
+    counts = normalise(op, "direct", comm.size, size if counts is None else counts)
+    if sum(counts) != size:
+        raise ValueError(f"{op}: counts {counts} add up to {sum(counts)}, the array has {size} elements")
+    return counts
+
+
+# -- the collectives
+
+
+@Collective
+def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
+    """Replace a flat contiguous array by its sum over all ranks."""
+    if flat.ndim != 1 or not flat.flags.c_contiguous:
+        raise ValueError(f"all_reduce_inplace needs a flat contiguous array, got shape {flat.shape}")
+    if algorithm == "auto":
+        algorithm = comm.engine.choose(comm, flat.nbytes)
+    if comm.size == 1:
+        return flat
+    if algorithm == "mpi":
+        yield from comm.library_all_reduce(flat)
+    else:
+        yield from _run(comm, "all_reduce", algorithm, flat.size, flat)
+    return flat
+
+
+@Collective
+def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
+    """The sum of all ranks' x, on every rank, as a new array; the same bits everywhere."""
+    work = _copy(x)
+    yield from all_reduce_inplace.steps(comm, work, algorithm)
+    return work.reshape(x.shape)
+
+
+@Collective
+def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
+    """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the blocks' sizes (default: even)."""
+    counts = _blocks(comm, "reduce_scatter", counts, x.size)
+    work, start = _copy(x), sum(counts[: comm.rank])
+    yield from _run(comm, "reduce_scatter", algorithm, counts, work)
+    # a copy, so that the other blocks' memory is let go
+    return work[start : start + counts[comm.rank]].copy() if comm.size > 1 else work
+
+
+@Collective
+def all_gather(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
+    """All ranks' x one after the other, on every rank, flat; ``counts`` are their sizes (default: alike)."""
+    counts = (x.size,) * comm.size if counts is None else tuple(counts)
+    start, stop = sum(counts[: comm.rank]), sum(counts[: comm.rank + 1])
+    if stop - start != x.size:
+        raise ValueError(f"all_gather: rank {comm.rank} brings {x.size} elements, counts {counts}")
+    work = array_module(x).empty(sum(counts), x.dtype)
+    work[start:stop] = x.reshape(-1)
+    yield from _run(comm, "all_gather", algorithm, counts, work)
+    return work
+
+
+@Collective
+def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial", segments=None):
+    """The root's x on every rank; on the others x gives shape and dtype only."""
+    work = _copy(x) if comm.rank == root else array_module(x).empty(x.size, x.dtype)
+    yield from _run(comm, "broadcast", algorithm, x.size, work, root=root, segments=segments)
+    return work.reshape(x.shape)
+
+
+@Collective
+def reduce(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
+    """The sum of all ranks' x on the root, None elsewhere."""
+    work = _copy(x)
+    yield from _run(comm, "reduce", algorithm, x.size, work, root=root)
+    return work.reshape(x.shape) if comm.rank == root else None
+
+
+@Collective
+def scatter(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
+    """Block r of the root's x on rank r, flat; on the others x gives the dtype only, and counts are needed."""
+    if comm.rank == root:
+        counts = _blocks(comm, "scatter", counts, x.size)
+    elif counts is None:
+        raise ValueError("scatter: ranks other than the root need counts")
+    start, stop = sum(counts[: comm.rank]), sum(counts[: comm.rank + 1])
+    if comm.rank == root:
+        work, base = _flat(x), 0
+    else:
+        work, base = array_module(x).empty(stop - start, x.dtype), start
+    yield from _run(comm, "scatter", "direct", counts, work, root=root, base=base)
+    return work[start:stop].copy() if comm.rank == root else work
+
+
+@Collective
+def gather(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
+    """All ranks' x one after the other on the root, flat, and None elsewhere; ``counts`` as in all_gather."""
+    counts = (x.size,) * comm.size if counts is None else tuple(counts)
+    start, stop = sum(counts[: comm.rank]), sum(counts[: comm.rank + 1])
+    if stop - start != x.size:
+        raise ValueError(f"gather: rank {comm.rank} brings {x.size} elements, counts {counts}")
+    if comm.rank == root:
+        work, base = array_module(x).empty(sum(counts), x.dtype), 0
+        work[start:stop] = x.reshape(-1)
+    else:
+        work, base = _flat(x), start
+    yield from _run(comm, "gather", "direct", counts, work, root=root, base=base)
+    return work if comm.rank == root else None
+
+
+@Collective
+def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
+    """Block j of rank i's x becomes block i of rank j's result, flat.
+
+    ``counts[i][j]`` is the size of that block (default: every rank cuts its x evenly, all x being of one
+    size).
+    """
+    counts = normalise("all_to_all", algorithm, comm.size, x.size if counts is None else counts)
+    if sum(counts[comm.rank]) != x.size:
+        raise ValueError(f"all_to_all: rank {comm.rank} brings {x.size} elements, counts {counts[comm.rank]}")
+    mine = [row[comm.rank] for row in counts]
+    outbox, inbox = _flat(x), array_module(x).empty(sum(mine), x.dtype)
+    out, into = edges_of(counts[comm.rank]), edges_of(mine)
+    r = comm.rank
+    inbox[into[r] : into[r + 1]] = outbox[out[r] : out[r + 1]]
+    yield from _run(comm, "all_to_all", algorithm, counts, outbox, inbox)
+    return inbox
+
+
+# -- one message
+
+
+@Collective
+def send(comm: Communicator, x, dest: int, tag: int = 0):
+    """Send x to one rank, which receives it; x must not change until this is complete."""
+    work = _flat(x)
+    yield from _one_message(comm, work, comm.rank, dest, tag)
+
+
+@Collective
+def recv(comm: Communicator, shape, dtype, source: int, tag: int = 0, xp=np):
+    """Receive an array of the given shape and dtype from one rank."""
+    work = xp.empty(shape, dtype)
+    yield from _one_message(comm, work.reshape(-1), source, comm.rank, tag)
+    return work
+
+
+def _one_message(comm, work, source, dest, tag):
+    if not 0 <= tag < USER_TAGS:
+        raise ValueError(f"tag {tag} is not in 0..{USER_TAGS - 1}")
+    peer = dest if comm.rank == source else source
+    if peer == comm.rank or not 0 <= peer < comm.size:
+        raise ValueError(f"rank {comm.rank} of {comm.size} cannot exchange a message with rank {peer}")
+    if comm.debug:
+        yield from headers.check_message(comm, work, source, dest, tag)
+    own = rounds("send", "direct", comm.size, comm.rank, work.size, source, dest=dest)
+    yield from execute(comm, "send", "direct", own, work, work, tag=tag)

@@ -1,0 +1,196 @@
+"""The ledger: what a rank did and what it sent, always counted, and recorded in full when asked.
+
+Counters are always on and cost about a microsecond a message: messages and bytes by (layer, phase,
+operation), and seconds by (state, layer, phase).  A rank is in exactly one state at every moment, so the
+seconds of all states add up to the time since the ledger was made: nothing is measured twice and nothing is
+lost.
+
+With :meth:`Ledger.trace` on, every message and every span of time also leaves a record; the records of the
+last N steps are kept in memory and written by :func:`minidnn.comm.trace_files.write`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager
+from time import perf_counter
+from typing import NamedTuple
+
+#: A rank is in one of these at every moment.
+STATES = ("input", "compute", "comm", "wait", "other")
+PHASES = ("input", "forward", "backward", "gradient sync", "update")
+
+
+class Labels(NamedTuple):
+    """What the program is doing at the moment, as it is written into every record."""
+
+    step: int | None = None
+    phase: str = ""
+    layer: str = ""
+    tensor: str = ""
+    chunk: int | None = None
+    cause: str = ""
+
+
+#: The fields of a message record, in the order in which :meth:`Ledger.message` stores them.
+MESSAGE_FIELDS = (
+    *("kind", "side", "step", "phase", "layer", "tensor", "chunk", "cause"),
+    *("op", "algorithm", "index", "count", "group", "source", "dest", "tag"),
+    *("bytes", "dtype", "start", "stop", "posted", "done"),
+)
+SPAN_FIELDS = ("kind", "state", "layer", "phase", "chunk", "step", "begin", "end", "flops")
+STEP_FIELDS = ("kind", "step", "begin", "end", "loss", "images")
+DONE = MESSAGE_FIELDS.index("done")
+
+
+class Ledger:
+    """Counters and, on demand, records of one rank.
+
+    Parameters
+    ----------
+    rank, size : int
+        In the world, as written into the trace.
+    clock : callable
+        Seconds; a test or a simulator may bring its own.
+
+    Attributes
+    ----------
+    labels : Labels
+        What applies now; set by :meth:`scope`.
+    traffic : dict
+        ``traffic[layer, phase, op] = [messages sent, bytes sent, messages received, bytes received]``
+    seconds : dict
+        ``seconds[state, layer, phase]``, up to the last change of state (:meth:`times` is up to now).
+    tracing : bool
+        Whether records are kept.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, clock: Callable[[], float] = perf_counter):
+        self.rank, self.size, self.clock = rank, size, clock
+        self.labels = Labels()
+        self.traffic: dict[tuple[str, str, str], list[int]] = {}
+        self.seconds: dict[tuple[str, str, str], float] = {}
+        self.tracing = False
+        self.dropped_steps = 0
+        self._kept: deque[list] = deque()
+        self._records: list = []
+        self._now = ("other", "", "")
+        self._flops = 0
+        self._since = self._step_begin = clock()
+
+    # -- labels ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self, **labels):
+        """``with ledger.scope(phase="backward", layer="fc6"):`` label what happens inside."""
+        before = self.labels
+        self.labels = before._replace(**labels)
+        try:
+            yield self
+        finally:
+            self.labels = before
+
+    # -- time --------------------------------------------------------------------------------------------
+
+    def state(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0) -> tuple:
+        """Leave the present state and enter another; layer and phase default to the labels.
+
+        Returns the state left, for :meth:`restore`.  ``flops`` is what the new span will compute.
+        """
+        labels = self.labels
+        return self._switch(
+            (state, labels.layer if layer is None else layer, labels.phase if phase is None else phase), flops
+        )
+
+    def restore(self, state: tuple) -> None:
+        """Go back to a state that :meth:`state` returned."""
+        self._switch(state, 0)
+
+    @contextmanager
+    def during(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0):
+        """``with ledger.during("input"):`` a state for a while, then the one before."""
+        before = self.state(state, layer, phase, flops)
+        try:
+            yield self
+        finally:
+            self._switch(before, 0)
+
+    def _switch(self, new, flops):
+        now, old, since = self.clock(), self._now, self._since
+        seconds = self.seconds
+        seconds[old] = seconds.get(old, 0.0) + (now - since)
+        if self.tracing:
+            labels = self.labels
+            self._records.append(("span", *old, labels.chunk, labels.step, since, now, self._flops))
+        self._now, self._since, self._flops = new, now, flops
+        return old
+
+    def times(self) -> dict[tuple[str, str, str], float]:
+        """Seconds by (state, layer, phase), up to now; their sum is the time since the ledger was made."""
+        self._switch(self._now, 0)
+        return dict(self.seconds)
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def cell(self, op: str, labels: Labels | None = None) -> list[int]:
+        """The counters of an operation under the given labels (default: the present ones), to add to."""
+        labels = self.labels if labels is None else labels
+        key = (labels.layer, labels.phase, op)
+        cell = self.traffic.get(key)
+        if cell is None:
+            cell = self.traffic[key] = [0, 0, 0, 0]
+        return cell
+
+    def message(self, side, labels, how, group, source, dest, tag, nbytes, dtype, span) -> list:
+        """Record one end of one message (only while tracing).
+
+        ``how`` is (op, algorithm, round, of how many rounds); ``span`` is the element slice (start, stop).
+        Returns the record, a list whose entry ``DONE`` the caller fills in when the message is complete.
+        """
+        step, phase, layer, tensor, chunk, cause = labels
+        record = ["message", side, step, phase, layer, tensor, chunk, cause, *how, group, source, dest, tag]
+        record += [nbytes, dtype, *span, self.clock(), None]
+        self._records.append(record)
+        return record
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Messages sent, bytes sent, messages received, bytes received, since the ledger was made."""
+        cells = self.traffic.values()
+        return tuple(sum(column) for column in zip(*cells, strict=True)) if cells else (0, 0, 0, 0)
+
+    # -- steps and records -------------------------------------------------------------------------------
+
+    def trace(self, last_steps: int | None = None) -> None:
+        """Keep records from now on, those of the last ``last_steps`` steps (None: of all)."""
+        self.times()
+        self.tracing = True
+        self._kept = deque(self._kept, maxlen=last_steps)
+
+    def begin_step(self, step: int) -> None:
+        self.labels = self.labels._replace(step=step)
+        self._step_begin = self.clock()
+
+    def end_step(self, loss: float | None = None, images: int | None = None) -> None:
+        """Close the step's record and let go of the oldest step if there are more than wanted."""
+        if not self.tracing:
+            return
+        self._switch(self._now, 0)
+        self._records.append(("step", self.labels.step, self._step_begin, self._since, loss, images))
+        self.dropped_steps += len(self._kept) == self._kept.maxlen
+        self._kept.append(self._records)
+        self._records = []
+
+    def note(self, kind: str, **fields) -> None:
+        """Record something else, as "memory" is; the step and the time are added."""
+        if self.tracing:
+            self._records.append({"kind": kind, "step": self.labels.step, "time": self.clock(), **fields})
+
+    def records(self):
+        """The records kept, oldest first, as dictionaries ready for JSON."""
+        fields = {"message": MESSAGE_FIELDS, "span": SPAN_FIELDS, "step": STEP_FIELDS}
+        for part in (*self._kept, self._records):
+            for record in part:
+                if not isinstance(record, dict):
+                    record = dict(zip(fields[record[0]], record, strict=True))
+                yield record
