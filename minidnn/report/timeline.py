@@ -1,0 +1,153 @@
+"""The timeline of one step: a lane per rank, computing coloured by layer, messages as arrows.
+
+A lane has a broad bar (what the rank does) and a thin one under it (when its messages are under way: exposed
+or hidden behind computing). Waiting is hatched: for a late sender, or for a late receiver.
+"""
+
+from pathlib import Path
+
+from minidnn.report.colors import STATE_COLORS, families, ink, layer_colors, lighter
+from minidnn.report.matplot import pyplot
+from minidnn.report.pieces import Piece, communication, is_hidden, pieces, working
+from minidnn.report.records import Trace
+from minidnn.report.text import time
+
+HATCHES = {"sender_late": "////", "receiver_late": "\\\\\\\\"}
+NAMES = {
+    "input": "input",
+    "update": "update",
+    "other": "other",
+    "exposed": "communication, exposed",
+    "hidden": "communication, hidden",
+    "sender_late": "waiting, sender late",
+    "receiver_late": "waiting, receiver late",
+}
+BROAD, THIN = 0.46, 0.09  # heights of the two bars, of a lane of height 1
+OUTLINE = "#8A8F98"
+
+
+def save_timeline(trace: Trace, paths: list[str | Path] | str | Path, step: int | None = None) -> None:
+    """Write the picture of one step (by default a typical one) to one or more files, .png or .svg."""
+    figure = draw(trace, trace.typical_step() if step is None else step)
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        figure.savefig(path, dpi=160, bbox_inches="tight")
+    pyplot().close(figure)
+
+
+def draw(trace: Trace, step: int):
+    """A matplotlib figure of one step."""
+    plt = pyplot()
+    ranks = trace.ranks
+    figure, axes = plt.subplots(figsize=(13, 1.6 + 1.0 * len(ranks)))
+    zero = min(s.begin for s in trace.steps[step].values())
+    colors = layer_colors(trace.layers())
+    used: set[str] = set()
+    for lane, rank in enumerate(ranks):
+        own = pieces(trace, step, rank)
+        for piece in own:
+            used.add(piece.kind)
+            _bar(axes, piece, lane, zero, colors)
+        _labels(axes, own, lane, zero, colors, 0.0085 * trace.duration(step))
+        for kind, intervals in zip(("exposed", "hidden"), communication(trace, step, rank), strict=True):
+            if intervals:
+                used.add(kind)
+                bars = [(1e3 * (begin - zero), 1e3 * (end - begin)) for begin, end in intervals]
+                place = (lane + BROAD / 2 + 0.03, THIN)
+                axes.broken_barh(bars, place, facecolors=STATE_COLORS[kind], linewidth=0)
+    _arrows(axes, trace, step, zero)
+    axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
+    axes.set_ylim(len(ranks) - 0.5, -0.5)
+    axes.set_xlim(0, 1e3 * trace.duration(step))
+    axes.set_xlabel("time, ms")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    what = " ".join(str(trace.run[key]) for key in ("model", "strategy") if trace.run.get(key))
+    axes.set_title(
+        f"{what}, {trace.size} ranks: step {step}, {time(trace.duration(step))}", loc="left", fontsize=12
+    )
+    _legend(figure, axes, trace, colors, used)
+    return figure
+
+
+def _bar(axes, piece: Piece, lane: int, zero: float, colors: dict[str, str]) -> None:
+    """One piece of the broad bar."""
+    style = {"facecolors": STATE_COLORS.get(piece.kind, "#C9CDD2"), "linewidth": 0}
+    if piece.kind == "compute":
+        color = colors.get(piece.span.layer, STATE_COLORS["update"])
+        color = lighter(color) if piece.span.phase == "forward" else color
+        style = {"facecolors": color, "edgecolors": "white", "linewidth": 0.4}
+    elif piece.kind in HATCHES:
+        style = {"facecolors": "white", "edgecolors": OUTLINE, "hatch": HATCHES[piece.kind], "linewidth": 0.4}
+    times = [(1e3 * (piece.begin - zero), 1e3 * (piece.end - piece.begin))]
+    axes.broken_barh(times, (lane - BROAD / 2, BROAD), zorder=2, **style)
+
+
+def _labels(axes, own: list[Piece], lane: int, zero: float, colors: dict[str, str], letter: float) -> None:
+    """Names inside the bars: neighbours of one family and phase get one name, where it fits.
+
+    `letter` is the time that is as wide as a letter.
+    """
+    family = families(list(colors))
+    groups: list[list] = []
+    for piece in own:
+        if piece.kind == "compute":
+            key = family.get(piece.span.layer, ""), piece.span.phase
+            if groups and groups[-1][0] == key and piece.begin - groups[-1][2] < letter / 10:
+                groups[-1][2] = piece.end
+            else:
+                groups.append([key, piece.begin, piece.end])
+    for (name, phase), begin, end in groups:
+        if name and end - begin > letter * len(name):
+            color = lighter(colors[name]) if phase == "forward" else colors[name]
+            place = (1e3 * ((begin + end) / 2 - zero), lane)
+            style = {"ha": "center", "va": "center", "fontsize": 8, "clip_on": True, "zorder": 4}
+            axes.text(*place, name, color=ink(color), **style)
+
+
+def _arrows(axes, trace: Trace, step: int, zero: float) -> None:
+    """Each message as a line from its sending to its arrival, with a head at the receiver."""
+    lanes = {rank: lane for lane, rank in enumerate(trace.ranks)}
+    busy = {rank: working(trace, step, rank) for rank in trace.ranks}
+    messages = [m for m in trace.messages_of(step) if m.source in lanes and m.dest in lanes]
+    strength = 1.0 if len(messages) <= 100 else max(0.35, 100 / len(messages))
+    edge = BROAD / 2 + 0.03 + THIN / 2
+    for hidden in (True, False):
+        own = [m for m in messages if is_hidden(m, busy) == hidden]
+        style = {"color": STATE_COLORS["hidden" if hidden else "exposed"], "alpha": strength, "zorder": 5}
+        for down in (True, False):
+            way = [m for m in own if (lanes[m.dest] > lanes[m.source]) == down]
+            x = [[1e3 * (m.sent - zero) for m in way], [1e3 * (m.done - zero) for m in way]]
+            # from the thin bar of the sender, or the top of its broad one, to the near side of the receiver's lane
+            start, stop = (edge, -BROAD / 2) if down else (-BROAD / 2, edge)
+            y = [[lanes[m.source] + start for m in way], [lanes[m.dest] + stop for m in way]]
+            axes.plot(x, y, linewidth=1.0, linestyle="--" if hidden else "-", **style)
+            axes.scatter(x[1], y[1], marker="v" if down else "^", s=18, linewidths=0, **style)
+
+
+def _legend(figure, axes, trace: Trace, colors: dict[str, str], used: set[str]) -> None:
+    """Outside, to the right: layers, then states, then the two kinds of arrows."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    family = families(trace.layers())
+    handles = []
+    for leader in dict.fromkeys(family.values()):
+        if any(s.layer in family and family[s.layer] == leader for r in trace.ranks for s in trace.spans[r]):
+            rest = [layer for layer, its in family.items() if its == leader and layer != leader]
+            label = leader + (f" ({', '.join(rest)})" if rest else "")
+            handles.append(
+                Patch(facecolor=colors[leader], label=label if len(label) < 34 else leader + " ...")
+            )
+    handles.append(Patch(facecolor=lighter("#555555"), label="lighter: forward, darker: backward"))
+    for kind, name in NAMES.items():
+        if kind in used and kind in HATCHES:
+            handles.append(Patch(facecolor="white", edgecolor=OUTLINE, hatch=HATCHES[kind], label=name))
+        elif kind in used:
+            handles.append(Patch(facecolor=STATE_COLORS[kind], label=name))
+    for kind, line in (("exposed", "-"), ("hidden", "--")):
+        if kind in used:
+            style = {"color": STATE_COLORS[kind], "linestyle": line, "marker": "v", "markersize": 4}
+            handles.append(Line2D([], [], label=f"message, {kind}", **style))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8, frameon=False)
