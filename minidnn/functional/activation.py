@@ -1,0 +1,115 @@
+"""Activation functions."""
+
+from typing import Any
+
+from minidnn.backend import array_module
+from minidnn.tensor import Function, Tensor
+
+
+class ReLU(Function):
+    """y = max(x, 0)"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        self.y = array_module(x).maximum(x, 0)
+        return self.y
+
+    def backward(self, gy: Any) -> Any:
+        return gy * (self.y > 0)
+
+
+class Sigmoid(Function):
+    """y = 1 / (1 + e^-x)"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        self.y = sigmoid_array(x)
+        return self.y
+
+    def backward(self, gy: Any) -> Any:
+        return gy * (self.y * (1 - self.y))
+
+
+class Tanh(Function):
+    """y = tanh x"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        self.y = array_module(x).tanh(x)
+        return self.y
+
+    def backward(self, gy: Any) -> Any:
+        return gy * (1 - self.y * self.y)
+
+
+class Softmax(Function):
+    """y_c = e^(x_c) / sum_j e^(x_j) along `axis`"""
+
+    saves_inputs = False
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        y = x - x.max(axis=self.axis, keepdims=True)
+        array_module(x).exp(y, out=y)
+        y /= y.sum(axis=self.axis, keepdims=True)
+        self.y = y
+        return y
+
+    def backward(self, gy: Any) -> Any:
+        return self.y * (gy - (gy * self.y).sum(axis=self.axis, keepdims=True))
+
+
+class LogSoftmax(Function):
+    """y_c = x_c - ln sum_j e^(x_j) along `axis`"""
+
+    saves_inputs = False
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        xp = array_module(x)
+        y = x - x.max(axis=self.axis, keepdims=True)
+        y -= xp.log(xp.exp(y).sum(axis=self.axis, keepdims=True))
+        self.y = y
+        return y
+
+    def backward(self, gy: Any) -> Any:
+        return gy - array_module(gy).exp(self.y) * gy.sum(axis=self.axis, keepdims=True)
+
+
+def sigmoid_array(x: Any) -> Any:
+    """1 / (1 + e^-x) of a raw array, exact for both signs and without overflow."""
+    xp = array_module(x)
+    e = xp.exp(-abs(x))  # in (0, 1]
+    return xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0)"""
+    return ReLU()(x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + e^-x)"""
+    return Sigmoid()(x)
+
+
+def tanh(x: Any) -> Tensor:
+    """Hyperbolic tangent."""
+    return Tanh()(x)
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """Softmax along `axis`, stable: each row is shifted by its own maximum."""
+    return Softmax(axis)(x)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """Logarithm of softmax along `axis`, without the detour through it."""
+    return LogSoftmax(axis)(x)

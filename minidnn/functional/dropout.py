@@ -1,0 +1,51 @@
+"""Dropout with a mask made from given random bits, so that a mask does not depend on who computes it."""
+
+from typing import Any
+
+from minidnn.functional.errors import place, wrong_shape
+from minidnn.tensor import Function, Tensor
+
+
+class Dropout(Function):
+    """y = x m / (1 - p)        m = 1 where bits >= 65536 p, else 0"""
+
+    saves_inputs = False
+
+    def __init__(self, p: float, bits: Any) -> None:
+        self.threshold = round(p * 65536)
+        self.bits = bits
+
+    def forward(self, x: Any) -> Any:
+        if self.bits.shape != x.shape:
+            raise wrong_shape("dropout", f"bits {self.bits.shape}", f"bits {x.shape}, as x")
+        self.mask = self.bits >= self.threshold
+        del self.bits
+        y = x * self.mask
+        y *= self.scale
+        return y
+
+    @property
+    def scale(self) -> float:
+        """1 / (the share of 16-bit numbers that are kept): the expectation of y is x exactly."""
+        return 65536 / (65536 - self.threshold)
+
+    def backward(self, gy: Any) -> Any:
+        gx = gy * self.mask
+        gx *= self.scale
+        return gx
+
+
+def dropout(x: Any, p: float, bits: Any) -> Tensor:
+    """Set each value to 0 with probability `p`, scale the others by 1 / (1 - p).
+
+    Parameters
+    ----------
+    x : Tensor
+    p : float
+        0 <= p < 1, in effect a multiple of 1/65536.
+    bits : uint16 array of the shape of `x`
+        From `minidnn.random.random_bits`.
+    """
+    if not 0 <= p <= 65535 / 65536:
+        raise ValueError(f"{place('dropout')}: p={p!r}, expected 0 <= p < 1")
+    return Dropout(p, bits)(x)

@@ -1,0 +1,67 @@
+"""Matrix products."""
+
+from typing import Any
+
+from minidnn.functional.errors import wrong_shape
+from minidnn.functional.math import unbroadcast
+from minidnn.tensor import Function, Tensor
+
+
+class MatMul(Function):
+    """z = x y        x (..., n, k)   y (..., k, m)   z (..., n, m)"""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
+            raise wrong_shape("matmul", f"{x.shape} @ {y.shape}", "(..., n, k) @ (..., k, m)")
+        self.x, self.y = x, y
+        return x @ y
+
+    def backward(self, gz: Any) -> tuple:
+        x, y = self.x, self.y
+        gx = unbroadcast(gz @ y.swapaxes(-1, -2), x.shape) if self.needs[0] else None
+        return gx, unbroadcast(x.swapaxes(-1, -2) @ gz, y.shape) if self.needs[1] else None
+
+
+class Linear(Function):
+    """y = x W + b        x (n, i)   W (i, o)   b (o,)   y (n, o)"""
+
+    def forward(self, x: Any, W: Any, b: Any = None) -> Any:
+        if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
+            raise wrong_shape("linear", f"x {x.shape}, W {W.shape}", "x (n, i), W (i, o)")
+        self.x, self.W = x, W
+        y = x @ W
+        if b is not None:
+            if b.shape != y.shape[1:]:
+                raise wrong_shape("linear", f"b {b.shape}", f"b {y.shape[1:]}")
+            y += b
+        return y
+
+    def backward_input(self, gy: Any) -> tuple:
+        return (gy @ self.W.T if self.needs[0] else None,)  # gx (n, i)
+
+    def backward_weight(self, gy: Any) -> tuple:
+        gW = self.x.T.dot(gy, self.out_buffer(1)) if self.needs[1] else None  # gW (i, o)
+        if len(self.needs) == 2:
+            return (gW,)
+        return gW, gy.sum(axis=0, out=self.out_buffer(2)) if self.needs[2] else None  # gb (o,)
+
+
+def matmul(x: Any, y: Any) -> Tensor:
+    """Matrix product of the last two axes; the axes before broadcast. Both have at least two."""
+    return MatMul()(x, y)
+
+
+def linear(x: Any, W: Any, b: Any = None) -> Tensor:
+    """Fully connected layer.
+
+    Parameters
+    ----------
+    x : Tensor (n, i)
+    W : Tensor (i, o)
+    b : Tensor (o,), optional
+
+    Returns
+    -------
+    Tensor (n, o)
+    """
+    return Linear()(x, W) if b is None else Linear()(x, W, b)

@@ -1,0 +1,199 @@
+"""Arithmetic and element-wise mathematics, with NumPy's broadcasting.
+
+A Python number as an operand takes the dtype of the other: it never widens a float32 result.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minidnn.backend import array_module
+from minidnn.tensor import Function, Tensor, as_tensor
+
+
+def unbroadcast(gy: Any, shape: tuple[int, ...]) -> Any:
+    """Sum `gy` over the axes along which an operand of `shape` was repeated."""
+    if gy.shape == shape:
+        return gy
+    lead = gy.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        lead + i for i, n in enumerate(shape) if n == 1 and gy.shape[lead + i] != 1
+    )
+    return gy.sum(axis=axes, keepdims=True).reshape(shape)
+
+
+class Add(Function):
+    """z = x + y"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.shapes = x.shape, y.shape
+        return x + y
+
+    def backward(self, gz: Any) -> tuple:
+        return tuple(
+            unbroadcast(gz, s) if need else None for s, need in zip(self.shapes, self.needs, strict=True)
+        )
+
+
+class Sub(Function):
+    """z = x - y"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.shapes = x.shape, y.shape
+        return x - y
+
+    def backward(self, gz: Any) -> tuple:
+        gx = unbroadcast(gz, self.shapes[0]) if self.needs[0] else None
+        return gx, -unbroadcast(gz, self.shapes[1]) if self.needs[1] else None
+
+
+class Mul(Function):
+    """z = x y, element by element"""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.x, self.y = x, y
+        return x * y
+
+    def backward(self, gz: Any) -> tuple:
+        gx = unbroadcast(gz * self.y, self.x.shape) if self.needs[0] else None
+        return gx, unbroadcast(gz * self.x, self.y.shape) if self.needs[1] else None
+
+
+class Div(Function):
+    """z = x / y, element by element"""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.x, self.y = x, y
+        return x / y
+
+    def backward(self, gz: Any) -> tuple:
+        q = gz / self.y
+        gx = unbroadcast(q, self.x.shape) if self.needs[0] else None
+        return gx, unbroadcast(-q * (self.x / self.y), self.y.shape) if self.needs[1] else None
+
+
+class Neg(Function):
+    """y = -x"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        return -x
+
+    def backward(self, gy: Any) -> Any:
+        return -gy
+
+
+class Power(Function):
+    """y = x^p        p a number"""
+
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x**self.exponent
+
+    def backward(self, gy: Any) -> Any:
+        p = self.exponent
+        return gy * (p * self.x ** (p - 1)) if p else gy * 0  # x^-1 is not wanted where y is constant
+
+
+class Exp(Function):
+    """y = e^x"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        self.y = array_module(x).exp(x)
+        return self.y
+
+    def backward(self, gy: Any) -> Any:
+        return gy * self.y
+
+
+class Log(Function):
+    """y = ln x"""
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return array_module(x).log(x)
+
+    def backward(self, gy: Any) -> Any:
+        return gy / self.x
+
+
+class Sqrt(Function):
+    """y = x^(1/2)"""
+
+    saves_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        self.y = array_module(x).sqrt(x)
+        return self.y
+
+    def backward(self, gy: Any) -> Any:
+        return gy / (2 * self.y)
+
+
+def _operand(x: Any, other: Any) -> Tensor:
+    """`x` as a tensor; a number gets the dtype of tensor `other`, on its device."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, (int, float, np.generic)):
+        data = as_tensor(other).data
+        if data.dtype.kind != "f" and not isinstance(x, (int, np.integer)):
+            raise TypeError(f"a tensor of dtype {data.dtype} with the number {x}: convert the tensor first")
+        return Tensor(array_module(data).asarray(x, dtype=data.dtype))
+    return Tensor(x)
+
+
+def add(x: Any, y: Any) -> Tensor:
+    """x + y"""
+    return Add()(_operand(x, y), _operand(y, x))
+
+
+def sub(x: Any, y: Any) -> Tensor:
+    """x - y"""
+    return Sub()(_operand(x, y), _operand(y, x))
+
+
+def mul(x: Any, y: Any) -> Tensor:
+    """x y, element by element"""
+    return Mul()(_operand(x, y), _operand(y, x))
+
+
+def div(x: Any, y: Any) -> Tensor:
+    """x / y, element by element"""
+    return Div()(_operand(x, y), _operand(y, x))
+
+
+def neg(x: Any) -> Tensor:
+    """-x"""
+    return Neg()(x)
+
+
+def power(x: Any, exponent: float) -> Tensor:
+    """x^exponent, with a number as exponent."""
+    if not isinstance(exponent, (int, float)):
+        raise TypeError(f"power: the exponent is a number, got {type(exponent).__name__}")
+    return Power(exponent)(x)
+
+
+def exp(x: Any) -> Tensor:
+    """e^x"""
+    return Exp()(x)
+
+
+def log(x: Any) -> Tensor:
+    """Natural logarithm."""
+    return Log()(x)
+
+
+def sqrt(x: Any) -> Tensor:
+    """Square root."""
+    return Sqrt()(x)

@@ -1,0 +1,167 @@
+"""Pooling over images (n, h, w, c). Padding never counts: it never is the maximum, nor part of a mean.
+
+The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, `avg_pool`,
+`avg_pool_gradient`.
+"""
+
+from typing import Any
+
+from minidnn.backend import array_module
+from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windows
+from minidnn.tensor import Function, Tensor
+
+
+def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
+    """The largest value of each window, and which tap (row-major, the first of equals) it came from.
+
+    Returns
+    -------
+    y : array (n, oh, ow, c)
+    tap : uint8 array of the same shape (uint16 for windows of more than 256 taps)
+    """
+    xp = array_module(x)
+    kh, kw = window.kernel
+    x = pad(x, window.padding, value=-xp.inf)
+    y = x[(slice(None), *window.tap(0, 0))].copy()
+    tap = xp.zeros(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
+    for k in range(1, kh * kw):
+        candidate = x[(slice(None), *window.tap(*divmod(k, kw)))]
+        tap[candidate > y] = k
+        xp.maximum(y, candidate, out=y)
+    return y, tap
+
+
+def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
+    """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
+    xp = array_module(gy)
+    n, _, _, c = gy.shape
+    kh, kw = window.kernel
+    gx = xp.zeros((n, *window.padded, c), gy.dtype)
+    for k in range(kh * kw):
+        gx[(slice(None), *window.tap(*divmod(k, kw)))] += gy * (tap == k)
+    return crop(gx, window)
+
+
+def window_counts(window: Windows, xp: Any, dtype: Any) -> Any:
+    """How many pixels of the image, padding left out, each window covers: (oh, ow, 1)."""
+    per_axis = []
+    for n, k, s, (before, _), out in zip(
+        window.size, window.kernel, window.stride, window.padding, window.out, strict=True
+    ):
+        per_axis.append([min(i * s - before + k, n) - max(i * s - before, 0) for i in range(out)])
+    rows, cols = (xp.asarray(counts, dtype) for counts in per_axis)
+    return (rows[:, None] * cols)[..., None]
+
+
+def avg_pool(x: Any, window: Windows) -> Any:
+    """The mean of each window, (n, oh, ow, c)."""
+    xp = array_module(x)
+    kh, kw = window.kernel
+    x = pad(x, window.padding)
+    y = x[(slice(None), *window.tap(0, 0))].copy()
+    for k in range(1, kh * kw):
+        y += x[(slice(None), *window.tap(*divmod(k, kw)))]
+    y /= window_counts(window, xp, x.dtype)
+    return y
+
+
+def avg_pool_gradient(gy: Any, window: Windows) -> Any:
+    """gx (n, h, w, c): every pixel of a window gets an equal share of its gy."""
+    xp = array_module(gy)
+    n, _, _, c = gy.shape
+    kh, kw = window.kernel
+    share = gy / window_counts(window, xp, gy.dtype)
+    gx = xp.zeros((n, *window.padded, c), gy.dtype)
+    for k in range(kh * kw):
+        gx[(slice(None), *window.tap(*divmod(k, kw)))] += share
+    return crop(gx, window)
+
+
+class MaxPool2d(Function):
+    """y[n, p, q, c] = max of x[n, :, :, c] over window (p, q)        x (n, h, w, c)   y (n, oh, ow, c)"""
+
+    saves_inputs = False
+
+    def __init__(self, window: Windows) -> None:
+        self.window = window
+
+    def forward(self, x: Any) -> Any:
+        y, self.tap = max_pool(x, self.window)
+        return y
+
+    def backward(self, gy: Any) -> Any:
+        return max_pool_gradient(gy, self.tap, self.window)
+
+
+class AvgPool2d(Function):
+    """y[n, p, q, c] = mean of x[n, :, :, c] over window (p, q)        x (n, h, w, c)   y (n, oh, ow, c)"""
+
+    saves_inputs = False
+
+    def __init__(self, window: Windows) -> None:
+        self.window = window
+
+    def forward(self, x: Any) -> Any:
+        return avg_pool(x, self.window)
+
+    def backward(self, gy: Any) -> Any:
+        return avg_pool_gradient(gy, self.window)
+
+
+def pool_windows(
+    operation: str, image: tuple[int, int], size: Pair, stride: Pair | None, padding: Padding, ceil_mode: bool
+) -> Windows:
+    """The windows of a pooling: `stride` None is `size`; each must cover a pixel of the image.
+
+    Raises
+    ------
+    ValueError
+        Options out of range, padding as wide as the window, or an image smaller than the window.
+    """
+    window = windows(operation, image, size, size if stride is None else stride, padding, 1, ceil_mode)
+    for k, (before, _), n, s, out in zip(
+        window.kernel, window.padding, image, window.stride, window.out, strict=True
+    ):
+        if before >= k or (out - 1) * s - before >= n:
+            raise ValueError(
+                f"{place(operation)}: padding {padding!r} leaves a window of {size} without a pixel"
+            )
+    return window
+
+
+def max_pool2d(
+    x: Any, size: Pair, stride: Pair | None = None, padding: Padding = 0, ceil_mode: bool = False
+) -> Tensor:
+    """Largest value of each window, channel by channel; padding never wins.
+
+    Parameters
+    ----------
+    x : Tensor (n, h, w, c)
+    size, stride : int or pair
+        Of the windows; a stride below the size makes them overlap. The default stride is the size.
+    padding : int, pair, ((top, bottom), (left, right)), "valid" or "same"
+        Of fewer pixels than the window has.
+    ceil_mode : bool
+        Keep a last, partial window.
+
+    Returns
+    -------
+    Tensor (n, oh, ow, c)
+    """
+    return MaxPool2d(_windows_for("max_pool2d", x, size, stride, padding, ceil_mode))(x)
+
+
+def avg_pool2d(
+    x: Any, size: Pair, stride: Pair | None = None, padding: Padding = 0, ceil_mode: bool = False
+) -> Tensor:
+    """Mean of each window over the pixels of the image that it covers. Options as for `max_pool2d`."""
+    return AvgPool2d(_windows_for("avg_pool2d", x, size, stride, padding, ceil_mode))(x)
+
+
+def _windows_for(
+    operation: str, x: Any, size: Pair, stride: Pair | None, padding: Padding, ceil_mode: bool
+) -> Windows:
+    if len(x.shape) != 4:
+        raise wrong_shape(operation, f"x {x.shape}", "x (n, h, w, c)")
+    return pool_windows(operation, x.shape[1:3], size, stride, padding, ceil_mode)

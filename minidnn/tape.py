@@ -1,0 +1,315 @@
+"""The tape: operations in the order in which the program ran them, and backward, which walks them in reverse.
+
+Program order is a valid topological order of the graph: an operation runs after those that made its inputs.
+It is also the same on every rank of an SPMD program, so the adjoint messages of communication functions
+pair up by construction. For the same reason a node whose class says ``collective = True`` takes part in
+backward even when no gradient reached its output: its peers wait for its message.
+
+Two kinds of tape record nodes:
+
+- ``with Tape() as tape:`` keeps a list of all nodes of the block until ``tape.backward`` has used them;
+- outside of such a block each thread has an implicit tape, which keeps only collective nodes. All others
+are found
+  from the outputs (a tensor knows the node that made it), so forward-only code holds nothing.
+"""
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minidnn.backend import array_module, is_array
+
+LEAF = -1  # output index in an edge that leads to a leaf tensor instead of to a node
+
+
+class Tape:
+    """A list of nodes in program order.
+
+    Attributes
+    ----------
+    layer : str or None
+        Copied to every node recorded from now on (``node.layer``): names the layer in errors and in the
+        ledger.
+    nodes : list of Function
+        What was recorded and not yet used by backward.
+    """
+
+    def __init__(self) -> None:
+        self.layer: str | None = None
+        self.nodes: list[Any] = []
+        self.implicit = False
+        self.reference = weakref.ref(self)  # shared by all nodes: they must not keep the tape alive
+        self._outer: list[Tape] = []
+        self._deferred: list[tuple[Any, list]] = []
+        self._pending: dict[int, int] | None = None
+
+    def __enter__(self) -> "Tape":
+        self._outer.append(state.tape)
+        state.tape = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        state.tape = self._outer.pop()
+
+    def backward(
+        self,
+        outputs: Any,
+        gradients: Any = None,
+        *,
+        defer_weights: bool = False,
+        on_ready: Callable[[Any], None] | None = None,
+        observer: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Add the gradient of sum_i <gradients[i], outputs[i]> to ``.grad`` of every leaf; use up the tape.
+
+        Arrays saved for backward are released as the walk passes them. A gradient that reaches a node of
+        another tape waits there until that tape's backward.
+
+        Parameters
+        ----------
+        outputs : Tensor or sequence of Tensor
+            Where to start. May be empty: then only collective nodes run, with what their peers send.
+        gradients : array or sequence of (array or None), optional
+            One per output, of its shape and dtype. None stands for 1 and needs an output of one element.
+        defer_weights : bool
+            Run only ``backward_input`` of nodes that have it apart from ``backward_weight``;
+            `backward_weights` does the rest later (zero-bubble pipeline schedules).
+        on_ready : callable
+            Called with each leaf once, when nothing more on this tape will add to its gradient. A leaf that
+            the tape uses but no gradient reached is reported too (its ``.grad`` is as it was).
+        observer : callable
+            Called with each node just before its backward.
+
+        Raises
+        ------
+        RuntimeError
+            Second backward through the same nodes; a value needed by backward was changed by ``assign``.
+        ValueError, TypeError
+            Gradient missing for an output that is not a scalar, or of another shape or dtype.
+        """
+        if not isinstance(outputs, (list, tuple)):
+            outputs, gradients = (outputs,), (gradients,)
+        elif gradients is None:
+            gradients = (None,) * len(outputs)
+        if len(gradients) != len(outputs):
+            raise ValueError(f"backward: {len(gradients)} gradients for {len(outputs)} outputs")
+        seeds = [_seed(output, gradient) for output, gradient in zip(outputs, gradients, strict=True)]
+        nodes = self._reachable(outputs) if self.implicit else self.nodes
+        pending = self._pending = _count_leaf_uses(nodes) if on_ready or defer_weights else None
+        for output, gradient in zip(outputs, seeds, strict=True):
+            if output.creator is None:
+                _accumulate_leaf(output, gradient, seeds, None)
+            else:
+                _accumulate_node(output.creator, output.index, gradient)
+        while nodes:
+            node = nodes.pop()
+            gys = node.gys
+            if gys is None:  # used up by the backward of another tape
+                continue
+            for gy in gys:
+                if gy is not None:
+                    break
+            else:
+                if not node.collective:  # no gradient came this way
+                    edges = node.edges
+                    node.release()
+                    if on_ready and pending:
+                        _settle(edges, pending, on_ready)
+                    continue
+            node.check_versions()
+            if observer:
+                observer(node)
+            edges = node.edges
+            if defer_weights and node.backward_weight is not None:
+                grads = node.backward_input(*gys)
+                edges = edges[: len(grads)]
+                self._deferred.append((node, gys))
+                node.gys = None
+            else:
+                grads = node.backward(*gys)
+                if type(grads) is not tuple:
+                    grads = (grads,)
+                if len(grads) != len(edges):
+                    raise RuntimeError(
+                        f"{node.name}.backward gave {len(grads)} gradients for {len(edges)} inputs"
+                    )
+            _accumulate(node, edges, grads, gys)
+            if node.gys is not None:
+                node.release()
+            if on_ready and pending:
+                _settle(edges, pending, on_ready)
+        if not self._deferred:
+            self._pending = None
+
+    def backward_weights(
+        self,
+        on_ready: Callable[[Any], None] | None = None,
+        observer: Callable[[Any], None] | None = None,
+    ) -> None:
+        """The weight gradients left out by ``backward(defer_weights=True)``, in the same order."""
+        deferred, self._deferred = self._deferred, []
+        pending, self._pending = self._pending, None
+        deferred.reverse()
+        while deferred:
+            node, gys = deferred.pop()
+            node.check_versions()
+            if observer:
+                observer(node)
+            grads = node.backward_weight(*gys)
+            edges = node.edges[len(node.edges) - len(grads) :]
+            _accumulate(node, edges, grads, gys)
+            node.release()
+            if on_ready:
+                _settle(edges, pending, on_ready)
+
+    def _reachable(self, outputs: Sequence[Any]) -> list[Any]:
+        """Nodes that lead to `outputs` or to a collective node of this tape, in program order."""
+        stack = [output.creator for output in outputs if output.creator is not None] + self.nodes
+        self.nodes = []
+        found: dict[int, Any] = {}
+        while stack:
+            node = stack.pop()
+            if node.order not in found:
+                if node.gys is None:
+                    raise _used_up(node)
+                found[node.order] = node
+                stack.extend([edge[0] for edge in node.edges if edge is not None and edge[1] != LEAF])
+        return [found[order] for order in sorted(found)]
+
+
+class _State(threading.local):
+    """What each thread has of its own: its innermost tape, and whether operations are recorded."""
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self.implicit = self.tape = Tape()  # `implicit` keeps it alive while another is innermost
+        self.tape.implicit = True
+
+
+state = _State()
+next_order = itertools.count().__next__
+
+
+def current_tape() -> Tape:
+    """The innermost tape of this thread."""
+    return state.tape
+
+
+def is_grad_enabled() -> bool:
+    """False inside `no_grad`."""
+    return state.enabled
+
+
+class no_grad(contextlib.ContextDecorator):
+    """Context manager or decorator: operations inside are not recorded, their results need no gradient."""
+
+    def __enter__(self) -> None:
+        self._outer = [*getattr(self, "_outer", ()), state.enabled]
+        state.enabled = False
+
+    def __exit__(self, *exception: object) -> None:
+        state.enabled = self._outer.pop()
+
+
+def _seed(output: Any, gradient: Any) -> Any:
+    """The gradient to start from at `output`, checked."""
+    if not output.requires_grad:
+        raise RuntimeError("backward: this tensor depends on no tensor that requires a gradient")
+    data = output.data
+    if gradient is None:
+        if data.size != 1:
+            raise ValueError(
+                f"backward on a tensor of shape {data.shape} needs a gradient of that shape: "
+                "only a scalar can do without one"
+            )
+        return array_module(data).ones(data.shape, data.dtype)
+    if hasattr(gradient, "requires_grad"):
+        gradient = gradient.data
+    if not is_array(gradient):
+        gradient = array_module(data).asarray(gradient, dtype=data.dtype)
+    if gradient.shape != data.shape:
+        raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {data.shape}")
+    if gradient.dtype != data.dtype:
+        raise TypeError(f"backward: gradient of dtype {gradient.dtype} for a tensor of dtype {data.dtype}")
+    return gradient
+
+
+def _accumulate(node: Any, edges: Sequence[Any], grads: Sequence[Any], gys: Sequence[Any]) -> None:
+    """Hand each gradient of `node`'s inputs on along its edge."""
+    for edge, gradient in zip(edges, grads, strict=True):
+        if edge is None or gradient is None:
+            continue
+        target, index = edge
+        if index == LEAF:
+            _accumulate_leaf(target, gradient, gys, node)
+        else:
+            _accumulate_node(target, index, gradient)
+
+
+def _accumulate_node(node: Any, index: int, gradient: Any) -> None:
+    gys = node.gys
+    if gys is None:
+        raise _used_up(node)
+    held = gys[index]
+    # a sum goes to a new array: the one held may be shared with another edge (the gradient of x + y goes to
+    # both)
+    gys[index] = gradient if held is None else held + gradient
+
+
+def _accumulate_leaf(leaf: Any, gradient: Any, gys: Sequence[Any], node: Any) -> None:
+    """Add `gradient` to ``leaf.grad``; the first one goes into ``leaf.grad_buffer`` where there is one."""
+    data = leaf.data
+    if type(gradient) is not np.ndarray and isinstance(gradient, np.generic):
+        gradient = np.asarray(gradient)  # NumPy turns results without axes into scalars
+    if gradient.shape != data.shape or gradient.dtype != data.dtype:
+        raise RuntimeError(
+            f"{node.name if node else 'backward'}: gradient {gradient.dtype}{gradient.shape} "
+            f"for {leaf.name or 'a leaf'} {data.dtype}{data.shape}"
+        )
+    if leaf.grad is not None:
+        leaf.grad += gradient
+        return
+    buffer = leaf.grad_buffer
+    if buffer is not None:
+        if gradient is not buffer:
+            buffer[...] = gradient
+        leaf.grad = buffer
+        return
+    # .grad must be the leaf's own: what is a view, or is passed on elsewhere too, is copied
+    shared = gradient.base is not None
+    for gy in gys:
+        shared = shared or gradient is gy
+    leaf.grad = gradient.copy() if shared else gradient
+
+
+def _count_leaf_uses(nodes: Sequence[Any]) -> dict[int, int]:
+    """How many gradients each leaf (by id) still waits for."""
+    pending: dict[int, int] = {}
+    for node in nodes:
+        for edge in node.edges:
+            if edge is not None and edge[1] == LEAF:
+                key = id(edge[0])
+                pending[key] = pending.get(key, 0) + 1
+    return pending
+
+
+def _settle(edges: Sequence[Any], pending: dict[int, int], on_ready: Callable[[Any], None]) -> None:
+    """One use of each leaf among `edges` is done; report those that wait for no other."""
+    for edge in edges:
+        if edge is not None and edge[1] == LEAF:
+            key = id(edge[0])
+            pending[key] -= 1
+            if not pending[key]:
+                on_ready(edge[0])
+
+
+def _used_up(node: Any) -> RuntimeError:
+    return RuntimeError(
+        f"second backward through {node.name}: the first one released the values it saved. Run forward "
+        "again, or give all outputs to one tape.backward([...])"
+    )
