@@ -7,11 +7,14 @@ given to `output_shape` and `macs` are those of one sample, without n.
 import math
 
 from minidnn import functional as F
+from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
+from minidnn.functional.pool import pool_windows
 from minidnn.nn.init import Initializer, he_normal, zeros
 from minidnn.nn.module import Module, Shape
 from minidnn.nn.parameter import Parameter
-from minidnn.nn.window import Padding, check_padding, pair, window_shape
 from minidnn.tensor import Tensor
+
+_LARGE = (1 << 20, 1 << 20)  # an image that any window fits in
 
 
 class Linear(Module):
@@ -62,10 +65,10 @@ class Conv2d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
+        kernel_size: Pair,
+        stride: Pair = 1,
         padding: Padding = 0,
-        dilation: int | tuple[int, int] = 1,
+        dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
         W_init: Initializer = he_normal,
@@ -78,12 +81,13 @@ class Conv2d(Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = pair(kernel_size, "Conv2d: kernel_size")
-        self.stride = pair(stride, "Conv2d: stride")
-        self.padding = check_padding(padding)
-        self.dilation = pair(dilation, "Conv2d: dilation")
+        self.kernel_size = pair(kernel_size, "kernel_size", "Conv2d")
+        self.stride = pair(stride, "stride", "Conv2d")
+        self.padding = padding
+        self.dilation = pair(dilation, "dilation", "Conv2d")
         self.groups = groups
         self.bias = bias
+        self.window(_LARGE)  # the options are checked here, not at the first image
         self.W = Parameter((*self.kernel_size, in_channels // groups, out_channels), W_init)
         self.b = Parameter((out_channels,), b_init) if bias else None
 
@@ -91,15 +95,16 @@ class Conv2d(Module):
         """The convolution."""
         return F.conv2d(x, self.W, self.b, self.stride, self.padding, self.dilation, self.groups)
 
+    def window(self, image: tuple[int, int]) -> Windows:
+        """Where the kernel goes on an image of (height, width); ValueError if it is too small."""
+        return windows(self.label, image, self.kernel_size, self.stride, self.padding, self.dilation)
+
     def output_shape(self, shape: Shape) -> Shape:
         """(oh, ow, out_channels)."""
         height, width, channels = _image(self, shape)
         if channels != self.in_channels:
             raise ValueError(f"{self.label}: input has {channels} channels, expected {self.in_channels}")
-        size = window_shape(
-            self.label, (height, width), self.kernel_size, self.stride, self.padding, self.dilation
-        )
-        return (*size, self.out_channels)
+        return (*self.window((height, width)).out, self.out_channels)
 
     def macs(self, shape: Shape) -> int:
         """kh kw i / groups for each element of the output."""
@@ -111,24 +116,25 @@ class _Pool2d(Module):
 
     def __init__(
         self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
+        kernel_size: Pair,
+        stride: Pair | None = None,
         padding: Padding = 0,
         ceil_mode: bool = False,
     ) -> None:
-        kind = type(self).__name__
-        self.kernel_size = pair(kernel_size, f"{kind}: kernel_size")
-        self.stride = self.kernel_size if stride is None else pair(stride, f"{kind}: stride")
-        self.padding = check_padding(padding)
+        self.kernel_size = pair(kernel_size, "kernel_size", self.label)
+        self.stride = self.kernel_size if stride is None else pair(stride, "stride", self.label)
+        self.padding = padding
         self.ceil_mode = ceil_mode
+        self.window(_LARGE)
+
+    def window(self, image: tuple[int, int]) -> Windows:
+        """Where the window goes on an image of (height, width); ValueError if it is too small."""
+        return pool_windows(self.label, image, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
     def output_shape(self, shape: Shape) -> Shape:
         """(oh, ow, channels)."""
         height, width, channels = _image(self, shape)
-        size = window_shape(
-            self.label, (height, width), self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode
-        )
-        return (*size, channels)
+        return (*self.window((height, width)).out, channels)
 
 
 class MaxPool2d(_Pool2d):

@@ -14,7 +14,7 @@ from minidnn.backend import array_module
 from minidnn.optim.schedules import Schedule
 from minidnn.tensor import Tensor
 
-BLOCK = {"numpy": 1 << 15, "cupy": 1 << 22}  # elements: fits a core's cache; on a GPU large enough to fill it
+BLOCK = {"numpy": 1 << 16, "cupy": 1 << 22}  # elements: fits a core's cache; on a GPU large enough to fill it
 
 _OPTIONS = ("lr", "momentum", "nesterov", "weight_decay", "decay", "schedule")
 
@@ -75,7 +75,7 @@ class SGD:
         seen: list[int] = []
         for parameter in self.parameters():
             if id(parameter) in seen:
-                raise ValueError(f"parameter {parameter.name or parameter!r} is given twice")
+                raise ValueError(f"parameter {parameter.name!r} is given twice")
             seen.append(id(parameter))
 
     def parameters(self) -> Iterator[Tensor]:

@@ -39,7 +39,9 @@ def flat_features(model: str, features: Sequential, shape: tuple[int, int, int])
         return features.output_shape(shape)[0]
     except ValueError as error:
         side = smallest_image(features, shape[2])
-        raise InputError(f"{model}: {error}; use an image of at least {side}x{side} pixels") from None
+        raise InputError(
+            f"{model}: images of {shape[0]}x{shape[1]} are too small, use at least {side}x{side} ({error})"
+        ) from None
 
 
 def scaled(count: int, width: float, groups: int = 1) -> int:
