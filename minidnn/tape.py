@@ -118,7 +118,7 @@ class Tape:
                 if not node.collective:  # no gradient came this way
                     edges = node.edges
                     node.release()
-                    if on_ready and pending:
+                    if pending is not None:
                         _settle(edges, pending, on_ready)
                     continue
             node.check_versions()
@@ -141,7 +141,7 @@ class Tape:
             _accumulate(node, edges, grads, gys)
             if node.gys is not None:
                 node.release()
-            if on_ready and pending:
+            if pending is not None:
                 _settle(edges, pending, on_ready)
         if not self._deferred:
             self._pending = None
@@ -164,8 +164,7 @@ class Tape:
             edges = node.edges[len(node.edges) - len(grads) :]
             _accumulate(node, edges, grads, gys)
             node.release()
-            if on_ready:
-                _settle(edges, pending, on_ready)
+            _settle(edges, pending, on_ready)
 
     def _reachable(self, outputs: Sequence[Any]) -> list[Any]:
         """Nodes that lead to `outputs` or to a collective node of this tape, in program order."""
@@ -298,13 +297,13 @@ def _count_leaf_uses(nodes: Sequence[Any]) -> dict[int, int]:
     return pending
 
 
-def _settle(edges: Sequence[Any], pending: dict[int, int], on_ready: Callable[[Any], None]) -> None:
+def _settle(edges: Sequence[Any], pending: dict[int, int], on_ready: Callable[[Any], None] | None) -> None:
     """One use of each leaf among `edges` is done; report those that wait for no other."""
     for edge in edges:
         if edge is not None and edge[1] == LEAF:
             key = id(edge[0])
             pending[key] -= 1
-            if not pending[key]:
+            if on_ready and not pending[key]:
                 on_ready(edge[0])
 
 

@@ -19,7 +19,6 @@ An operation is a class with ``forward`` and ``backward`` over raw arrays; an in
 `Tape` (in ``minidnn/tape.py``) holds the nodes in program order and runs backward.
 """
 
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -59,17 +58,8 @@ class Tensor:
         ``.data`` (or into the array of a `detach`) goes around this check.
     """
 
-    __slots__ = (
-        "data",
-        "grad",
-        "requires_grad",
-        "name",
-        "creator",
-        "index",
-        "version",
-        "grad_buffer",
-        "__weakref__",
-    )
+    __slots__ = ("data", "grad", "requires_grad", "name", "creator", "index", "version", "grad_buffer")
+    __slots__ += ("__weakref__",)
     __array_ufunc__ = None  # array * tensor is left to Tensor.__rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None) -> None:
@@ -317,6 +307,5 @@ def _result(data: Any, creator: Function | None = None, index: int = 0) -> Tenso
 
 
 _new = Tensor.__new__
-Index = int | slice | EllipsisType | None
 
 import minidnn.functional.methods  # noqa: E402, F401 - gives Tensor its operators, and needs the classes above

@@ -51,7 +51,7 @@ class Mean(Function):
 
     def backward(self, gy: Any) -> Any:
         kept = _kept(self.shape, self.axis)
-        count = math.prod(self.shape) // max(math.prod(kept), 1)
+        count = math.prod(self.shape) // (gy.size or 1)
         return array_module(gy).broadcast_to(gy.reshape(kept) / count, self.shape)
 
 

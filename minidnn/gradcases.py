@@ -1,0 +1,229 @@
+"""Every operation of `minidnn.functional` at several geometries, for the gradient checker and the tests."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minidnn import functional as F
+from minidnn.random import random_bits
+
+Make = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal values."""
+    return random.standard_normal(shape)
+
+
+def positive(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Values in 0.5 ... 2: for logarithm, root, divisor."""
+    return random.uniform(0.5, 2, shape)
+
+
+def fraction(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Values in 0.1 ... 0.9: for probabilities."""
+    return random.uniform(0.1, 0.9, shape)
+
+
+def nonzero(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Values at least 0.1 away from 0: for functions with a kink there."""
+    return random.choice([-1, 1], shape) * random.uniform(0.1, 2, shape)
+
+
+def distinct(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """No two values closer than 0.1, so that a small step does not change which is the largest."""
+    n = int(np.prod(shape))
+    return (random.permutation(n).reshape(shape) - n / 2) * 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation at one geometry.
+
+    Attributes
+    ----------
+    operation : str
+        Name in `minidnn.functional`.
+    label : str
+        What is particular: shapes and options.
+    function : callable
+        From tensors to a tensor.
+    shapes : tuple of shapes
+        Of the inputs.
+    makes : tuple of callables
+        How to draw each input; the last one serves for all further inputs.
+    """
+
+    operation: str
+    label: str
+    function: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    makes: tuple[Make, ...]
+
+    def inputs(self, seed: int = 0, dtype: Any = np.float64) -> list[np.ndarray]:
+        """The input arrays, the same for the same seed."""
+        random = np.random.default_rng(seed)
+        makes = self.makes + self.makes[-1:] * (len(self.shapes) - len(self.makes))
+        return [np.asarray(make(random, s), dtype=dtype) for make, s in zip(makes, self.shapes, strict=True)]
+
+
+CASES: list[Case] = []
+
+
+def case(
+    operation: str,
+    *shapes: tuple[int, ...],
+    make: Make | tuple[Make, ...] = normal,
+    label: str = "",
+    function: Callable[..., Any] | None = None,
+    **options: Any,
+) -> None:
+    """Add a case: the operation with `options`, or `function`; labelled with its shapes and options."""
+    if function is None:
+        function = partial(getattr(F, operation), **options)
+    said = [label or " ".join(map(str, shapes)).replace(" ", "").replace(")(", ") (")]
+    said += [f"{key}={value}".replace(" ", "") for key, value in options.items()]
+    makes = make if isinstance(make, tuple) else (make,)
+    CASES.append(Case(operation, " ".join(said), function, shapes, makes))
+
+
+# Arithmetic, with broadcasting, with one tensor as both operands, and with a number on either side.
+for _name, _make in (("add", normal), ("sub", normal), ("mul", normal), ("div", (normal, positive))):
+    _f = getattr(F, _name)
+    case(_name, (3, 4), (3, 4), make=_make)
+    case(_name, (2, 3, 4), (4,), make=_make)
+    case(_name, (2, 1, 4), (3, 1), make=_make)
+    case(_name, (), (2, 3), make=_make)
+    case(_name, (3, 4), make=positive, label="with itself", function=lambda x, f=_f: f(x, x))
+    case(_name, (3, 4), label="with a number", function=lambda x, f=_f: f(f(x, 3), 0.5))
+    case(_name, (3, 4), make=positive, label="a number first", function=lambda x, f=_f: f(2, x))
+for _exponent in (2, 3, 0.5, -1.5, 1, 0):
+    case("power", (3, 4), make=positive, exponent=_exponent)
+for _name, _make in (
+    ("neg", normal),
+    ("exp", normal),
+    ("log", positive),
+    ("sqrt", positive),
+    ("relu", nonzero),
+    ("sigmoid", normal),
+    ("tanh", normal),
+):
+    case(_name, (3, 4), make=_make)
+    case(_name, (), make=_make)
+for _name in ("softmax", "log_softmax"):
+    case(_name, (5, 4))
+    case(_name, (3, 4, 2), axis=0)
+    case(_name, (3, 4, 2), axis=1)
+
+# Reductions and moves of values.
+for _name, _make in (("sum", normal), ("mean", normal), ("max", distinct)):
+    case(_name, (2, 3, 4), make=_make)
+    case(_name, (2, 3, 4), make=_make, axis=1)
+    case(_name, (2, 3, 4), make=_make, axis=(0, 2))
+    case(_name, (2, 3, 4), make=_make, axis=-1, keepdims=True)
+    case(_name, (2, 3, 4), make=_make, axis=(0, -1), keepdims=True)
+for _shape in ((4, 6), (-1, 3), (2, 3, 2, 2), (24,)):
+    case("reshape", (2, 3, 4), label=f"to {_shape}", function=lambda x, shape=_shape: F.reshape(x, shape))
+for _axes in ((), (1, 2, 0), (0, -1, 1)):
+    case("transpose", (2, 3, 4), label=f"axes {_axes}", function=lambda x, axes=_axes: F.transpose(x, *axes))
+case("flatten", (2, 3, 2, 2))
+for _label, _key in (
+    ("[1]", 1),
+    ("[:, 1:3]", (slice(None), slice(1, 3))),
+    ("[..., -1]", (..., -1)),
+    ("[::-2, None, 1]", (slice(None, None, -2), None, 1)),
+    ("[1, 2, 3]", (1, 2, 3)),
+):
+    case("getitem", (4, 5, 6), label=_label, function=partial(F.getitem, key=_key))
+for _axis, *_shapes in ((0, (2, 3), (1, 3), (4, 3)), (-1, (2, 3), (2, 1)), (1, (2, 1, 2), (2, 3, 2))):
+    _f = lambda *xs, axis: F.concatenate(xs, axis)  # noqa: E731
+    case("concatenate", *_shapes, label=f"axis={_axis}", function=partial(_f, axis=_axis))
+
+# Products.
+case("matmul", (3, 4), (4, 2))
+case("matmul", (2, 3, 4), (2, 4, 5))
+case("matmul", (2, 3, 4), (4, 5))
+case("matmul", (3, 4), (5, 1, 4, 2))
+case("matmul", (3, 3), label="with itself", function=lambda x: F.matmul(x, x))
+case("linear", (5, 4), (4, 3), (3,))
+case("linear", (5, 4), (4, 3))
+case("linear", (1, 4), (4, 3), (3,))
+
+# Convolutions: x (n, h, w, c), W (kh, kw, c / groups, o), b (o,).
+case("conv2d", (2, 5, 6, 3), (3, 3, 3, 4))
+case("conv2d", (2, 5, 6, 3), (3, 3, 3, 4), (4,))
+case("conv2d", (2, 5, 6, 3), (1, 1, 3, 4), (4,))
+case("conv2d", (2, 5, 6, 3), (5, 6, 3, 4), (4,))
+case("conv2d", (2, 5, 6, 3), (3, 2, 3, 4), (4,), padding=1)
+case("conv2d", (2, 5, 6, 2), (3, 3, 2, 4), (4,), padding=3)
+case("conv2d", (2, 5, 6, 2), (2, 3, 2, 3), (3,), padding="same")
+case("conv2d", (2, 7, 6, 2), (3, 2, 2, 3), (3,), padding="same", stride=2)
+case("conv2d", (1, 8, 7, 2), (3, 3, 2, 3), (3,), stride=(3, 2))
+case("conv2d", (1, 8, 9, 2), (2, 3, 2, 3), (3,), stride=(2, 4), padding=((1, 0), (0, 2)))
+case("conv2d", (1, 8, 9, 2), (3, 2, 2, 3), (3,), dilation=(2, 3))
+case("conv2d", (1, 8, 9, 2), (3, 2, 2, 3), (3,), dilation=(2, 3), padding=((0, 1), (4, 2)))
+case("conv2d", (1, 8, 9, 2), (3, 2, 2, 3), (3,), dilation=(2, 3), stride=2, padding="same")
+case("conv2d", (2, 5, 5, 4), (3, 3, 2, 6), (6,), groups=2, padding=1)
+case("conv2d", (2, 6, 5, 6), (3, 2, 2, 3), (3,), groups=3, stride=2, padding=(1, 0))
+case("conv2d", (1, 5, 5, 4), (3, 3, 1, 4), (4,), groups=4)
+case("conv2d", (1, 5, 5, 2), (1, 1, 2, 3), (3,), stride=2)
+case("conv2d", (1, 2, 2, 2), (3, 3, 2, 4), (4,), stride=5, padding=1)
+
+# Pooling: overlapping, with gaps, padded, with a partial last window.
+for _name, _make in (("max_pool2d", distinct), ("avg_pool2d", normal)):
+    _x = (2, 6, 8, 3)
+    case(_name, _x, make=_make, size=2)
+    case(_name, _x, make=_make, size=3, stride=2)
+    case(_name, _x, make=_make, size=3, stride=1)
+    case(_name, _x, make=_make, size=(2, 3), stride=(3, 1))
+    case(_name, _x, make=_make, size=2, stride=3)
+    case(_name, _x, make=_make, size=3, stride=2, padding=1)
+    case(_name, _x, make=_make, size=3, stride=2, padding="same")
+    case(_name, _x, make=_make, size=3, stride=2, ceil_mode=True)
+    case(_name, _x, make=_make, size=(3, 2), stride=(2, 3), padding=((0, 2), (1, 0)), ceil_mode=True)
+    case(_name, (1, 20, 20, 1), make=_make, size=17, stride=3)
+
+# Normalisation and dropout.
+case("local_response_norm", (2, 2, 3, 7))
+case("local_response_norm", (2, 2, 3, 7), size=3, alpha=0.5)
+case("local_response_norm", (2, 2, 3, 7), size=4, alpha=0.5)
+case("local_response_norm", (3, 8), size=5, alpha=0.5, beta=0.6, k=1.0)
+case("local_response_norm", (2, 3, 8), size=5, alpha=0.5, groups=2)
+case("local_response_norm", (2, 3), size=9, alpha=0.5)
+_mean, _var = np.array([0.1, -0.2, 0.3]), np.array([0.5, 1, 2])
+for _x in ((6, 3), (2, 3, 4, 3)):
+    _inputs = _x, (3,), (3,)
+    case("batch_norm", *_inputs, function=lambda x, g, b: F.batch_norm(x, g, b)[0])
+    _f = lambda x, g, b: F.batch_norm(x, g, b, 1e-3, lambda sums: sums)[0]  # noqa: E731
+    case("batch_norm", *_inputs, label="with all_sum", function=_f)
+    _f = lambda x, g, b: F.batch_norm_inference(x, g, b, _mean, _var)  # noqa: E731
+    case("batch_norm_inference", *_inputs, function=_f)
+for _p in (0, 0.3, 0.5):
+    _bits = random_bits(0, "drop", 0, np.arange(4), (5, 6))
+    case("dropout", (4, 5, 6), label=f"p={_p}", function=partial(F.dropout, p=_p, bits=_bits))
+
+# Losses, by targets of four rows.
+_labels = np.array([0, 2, 1, 2])
+_rows = np.random.default_rng(1).dirichlet(np.ones(3), 4)
+
+
+def _by_rows(loss: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The loss against `_rows`, in the dtype of its input."""
+    return lambda x: loss(x, _rows.astype(x.dtype), **options)
+
+
+for _total in (None, 7):
+    _say = "" if _total is None else f", total={_total}"
+    _f = partial(F.softmax_cross_entropy, labels=_labels, total=_total)
+    case("softmax_cross_entropy", (4, 3), label=f"labels{_say}", function=_f)
+    _f = _by_rows(F.softmax_cross_entropy, total=_total)
+    case("softmax_cross_entropy", (4, 3), label=f"probabilities{_say}", function=_f)
+    _f = _by_rows(F.binary_cross_entropy, total=_total)
+    case("binary_cross_entropy", (4, 3), make=fraction, label=f"probabilities{_say}", function=_f)
+    _f = _by_rows(F.binary_cross_entropy, total=_total, from_logits=True)
+    case("binary_cross_entropy", (4, 3), label=f"logits{_say}", function=_f)
+    _f = _by_rows(F.mean_squared_error, total=_total)
+    case("mean_squared_error", (4, 3), label=f"(4,3){_say}", function=_f)
