@@ -195,8 +195,20 @@ def messages(op: str, algorithm: str, p: int, rank: int, counts, root: int = 0, 
     Returns
     -------
     list of (index, count, peer, elements, kind)
-        ``index`` is the round, from 1, of ``count`` rounds; ``kind`` is "send" or "recv".
+        ``index`` is the round, from 1, of ``count`` rounds; ``kind`` is "send" or "recv".  The library's own
+        all_reduce ("mpi"), whose messages cannot be seen, counts as one message to the right neighbour with
+        the elements that the ring would send.
     """
+    if (op, algorithm) == ("all_reduce", "mpi"):
+        from . import closed_forms
+
+        neighbours = ((rank + 1) % p, rank, "send"), ((rank - 1) % p, (rank - 1) % p, "recv")
+        sizes = [closed_forms.closed_form(op, algorithm, p, sender, counts) for _, sender, _ in neighbours]
+        return [
+            (1, 1, peer, size.elements, kind)
+            for (peer, _, kind), size in zip(neighbours, sizes, strict=True)
+            if size.elements
+        ]
     own = rounds(op, algorithm, p, rank, counts, root, **options)
     return [
         (index, len(own), move.peer, move.elements, move.kind)

@@ -22,11 +22,12 @@ from functools import update_wrapper
 
 import numpy as np
 
-from ..backend import array_module
+from minidnn.backend import array_module
+
 from . import headers
-from .algorithms import Rounds, edges_of, normalise, rounds
-from .communicator import USER_TAGS, Communicator, Note, Pending
-from .ledger import DONE
+from .algorithms import edges_of, normalise, rounds
+from .communicator import USER_TAGS, Communicator, Pending
+from .execute import execute, library_all_reduce
 
 
 class Collective:
@@ -42,81 +43,6 @@ class Collective:
     def start(self, comm: Communicator, *args, **kwargs) -> Pending:
         """Begin it and come back at once."""
         return comm.start(self.steps(comm, *args, **kwargs))
-
-
-# -- the executor
-
-
-def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, inbox, base=0, tag=None):
-    """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
-
-    Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
-    they are one and the same.
-    """
-    ledger, labels, tag = comm.ledger, comm.ledger.labels, comm.next_tag() if tag is None else tag
-    xp, cell = array_module(inbox), ledger.cell(op, labels)
-    need = max((sum(m.elements for m in moves if m.reduce) for moves in own), default=0)
-    scratch = _borrow(comm, xp, inbox.dtype, need)
-    for index, moves in enumerate(own, 1):
-        if not moves:
-            continue
-        note = Note(op, algorithm, labels, index, len(own))
-        requests, additions, records, used = [], [], [], 0
-        # receives first: a message that finds its receive posted is not buffered
-        for move in sorted(moves, key=_sends_last):
-            span = slice(move.start - base, move.stop - base)
-            if move.kind == "send":
-                block = outbox[span]
-                request = comm.isend(block, move.peer, tag)
-                cell[0] += 1
-                cell[1] += block.nbytes
-            else:
-                if move.reduce:
-                    block = scratch[used : used + move.elements]
-                    used += move.elements
-                    additions.append((inbox[span], block))
-                else:
-                    block = inbox[span]
-                request = comm.irecv(block, move.peer, tag)
-                cell[2] += 1
-                cell[3] += block.nbytes
-            request.note = note
-            requests.append(request)
-            if ledger.tracing:
-                ends = comm.ranks[comm.rank], comm.ranks[move.peer]
-                source, dest = ends if move.kind == "send" else ends[::-1]
-                how = op, algorithm, index, len(own)
-                records.append(
-                    ledger.message(
-                        *(move.kind, labels, how, comm.ranks, source, dest, tag, block.nbytes),
-                        *(block.dtype.name, (move.start, move.stop)),
-                    )
-                )
-        yield requests
-        for record in records:
-            record[DONE] = ledger.clock()
-        for target, block in additions:
-            xp.add(target, block, out=target)
-    _give_back(comm, xp, scratch)
-
-
-def _sends_last(move) -> bool:
-    return move.kind == "send"
-
-
-def _borrow(comm, xp, dtype, n):
-    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
-    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
-    for i, array in enumerate(kept):
-        if array.size >= n:
-            return kept.pop(i)
-    if kept:  # outgrown
-        kept.pop()
-    return xp.empty(n, dtype)
-
-
-def _give_back(comm, xp, scratch):
-    comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
 
 
 def _run(comm, op, algorithm, counts, work, inbox=None, root=0, base=0, **options):
@@ -161,7 +87,9 @@ def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
     if comm.size == 1:
         return flat
     if algorithm == "mpi":
-        yield from comm.library_all_reduce(flat)
+        if comm.debug:
+            yield from headers.check(comm, "all_reduce", "mpi", flat.dtype, flat.size, 0)
+        yield from library_all_reduce(comm, flat)
     else:
         yield from _run(comm, "all_reduce", algorithm, flat.size, flat)
     return flat
@@ -177,7 +105,7 @@ def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
 
 @Collective
 def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
-    """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the blocks' sizes (default: even)."""
+    """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the block sizes (default: even)."""
     counts = _blocks(comm, "reduce_scatter", counts, x.size)
     work, start = _copy(x), sum(counts[: comm.rank])
     yield from _run(comm, "reduce_scatter", algorithm, counts, work)
@@ -216,7 +144,7 @@ def reduce(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
 
 @Collective
 def scatter(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
-    """Block r of the root's x on rank r, flat; on the others x gives the dtype only, and counts are needed."""
+    """Block r of the root's x on rank r, flat; on other ranks x gives the dtype only, counts are needed."""
     if comm.rank == root:
         counts = _blocks(comm, "scatter", counts, x.size)
     elif counts is None:

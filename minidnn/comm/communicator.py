@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from minidnn.errors import InputError
+
 from .ledger import Ledger
 
 # Tags: the user's own messages, collectives, and control (headers, splits, clocks), which no ledger counts.
@@ -49,7 +51,14 @@ class Traffic:
         self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
         self.control = 0  # messages of the machinery itself
 
+    def count(self, sent_messages, sent_bytes, received_messages, received_bytes) -> None:
+        self.sent_messages += sent_messages
+        self.sent_bytes += sent_bytes
+        self.received_messages += received_messages
+        self.received_bytes += received_bytes
+
     def totals(self) -> tuple[int, int, int, int]:
+        """Messages sent, bytes sent, messages received, bytes received."""
         return self.sent_messages, self.sent_bytes, self.received_messages, self.received_bytes
 
 
@@ -235,6 +244,10 @@ class Communicator(ABC):
     @abstractmethod
     def test(self, requests: Sequence) -> bool:
         """Whether all requests are complete; never waits."""
+
+    def library_all_reduce(self, flat) -> Generator:
+        """The steps of the all_reduce that the transport brings itself, in place, where it has one."""
+        raise InputError("--all-reduce mpi needs MPI: start the program with mpirun")
 
     @abstractmethod
     def abort(self, code: int = 1) -> None:

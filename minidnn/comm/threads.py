@@ -20,7 +20,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from ..backend import array_module
+from minidnn.backend import array_module
+
 from .communicator import CommunicationError, Communicator, DeadlockError, Engine, ProtocolError
 from .ledger import Ledger
 

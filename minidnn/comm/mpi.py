@@ -1,0 +1,191 @@
+"""Ranks as processes under MPI, by mpi4py's buffer calls.
+
+Waiting.  An MPI library waits by spinning.  That is the fastest as long as every rank has a core of its
+own; with more ranks than cores, a spinning rank takes the core from the one it waits for.  So with more
+ranks than cores, waiting here means testing, a few times at once and then with sleeps from 20 microseconds
+to a millisecond in between.
+
+Device arrays.  The MPI libraries on PyPI cannot read device memory, and one that cannot dies when it is
+asked to; so unless the library says that it can (or ``MINIDNN_CUDA_AWARE=1``), device arrays go through
+host memory.  Either way the stream is synchronised first: MPI knows nothing of streams.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+
+from minidnn._blas import cores
+from minidnn.backend import array_module, is_array
+from minidnn.errors import InputError
+
+from .communicator import Communicator, Engine
+from .ledger import Ledger
+
+#: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
+LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID")
+PIECE = 1 << 30  # bytes: longer messages are cut, since many an MPI counts in 32 bits
+SLICE = 4 << 20  # bytes: what the library's own all_reduce is given at a time, see library_all_reduce
+
+
+def launched() -> bool:
+    """Whether this process was started by mpirun or its like."""
+    return any(name in os.environ for name in LAUNCHED)
+
+
+def world() -> Communicator:
+    """All ranks of the run: those of MPI under mpirun, else a world of one rank, which needs no MPI.
+
+    Raises
+    ------
+    InputError
+        Under mpirun, but without mpi4py.
+    """
+    if not launched():
+        from .threads import Hub, world_of
+
+        return world_of(Hub(1), 0)
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise InputError(f'running under mpirun needs mpi4py: pip install "minidnn[mpi]" ({error})') from None
+    return MPICommunicator.world(MPI.COMM_WORLD)
+
+
+class Request:
+    """A send or receive under way; holds on to its array until it is complete."""
+
+    __slots__ = ("arrays", "done", "handles", "note", "then")
+
+    def __init__(self, handles, arrays, then: Callable[[], None] | None = None):
+        self.handles, self.arrays, self.then = handles, arrays, then
+        self.done, self.note = False, None
+
+    def finish(self):
+        self.done = True
+        if self.then is not None:
+            self.then()
+        self.arrays = self.then = None
+
+
+class MPICommunicator(Communicator):
+    """A group of MPI processes."""
+
+    def __init__(self, comm, ranks: Sequence[int], nodes: Sequence[int], engine: Engine | None = None):
+        from mpi4py import MPI
+
+        super().__init__(comm.Get_rank(), ranks, nodes, engine)
+        self.mpi, self.comm, self._device = MPI, comm, None
+        here = sum(node == self.nodes[self.rank] for node in self.nodes)
+        self.polite = here > cores()
+
+    @classmethod
+    def world(cls, world) -> MPICommunicator:
+        """From an mpi4py communicator, which is duplicated so that no message of others can get in."""
+        from mpi4py import MPI
+
+        comm = world.Dup()
+        on_node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        leaders = comm.allgather(on_node.bcast(comm.Get_rank()))
+        on_node.Free()
+        order = list(dict.fromkeys(leaders))
+        self = cls(comm, range(comm.Get_size()), [order.index(leader) for leader in leaders])
+        self.ledger = Ledger(self.rank, self.size)
+        return self
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def _isend(self, array, dest, tag):
+        if not isinstance(array, np.ndarray) and is_array(array):
+            return self.device.isend(array, dest, tag)
+        handles = [self.comm.Isend(part, dest, tag) for part in self.parts(array)]
+        return Request(handles, array)
+
+    def _irecv(self, array, source, tag):
+        if not isinstance(array, np.ndarray) and is_array(array):
+            return self.device.irecv(array, source, tag)
+        handles = [self.comm.Irecv(part, source, tag) for part in self.parts(array)]
+        return Request(handles, array)
+
+    def parts(self, array) -> list:
+        """The array as buffers of bytes (so that any dtype can travel), none longer than an MPI can count."""
+        if array.nbytes <= PIECE:
+            return [(array, self.mpi.BYTE)]
+        flat = array.reshape(-1).view(array_module(array).uint8)
+        return [(flat[i : i + PIECE], self.mpi.BYTE) for i in range(0, flat.size, PIECE)]
+
+    @property
+    def device(self):
+        """How device arrays are sent, made when the first one is."""
+        if self._device is None:
+            from .staging import DeviceMessages
+
+            self._device = DeviceMessages(self)
+        return self._device
+
+    # -- waiting -----------------------------------------------------------------------------------------
+
+    def wait(self, requests):
+        if self.polite:
+            self.wait_any((requests,))
+            return
+        self.mpi.Request.Waitall([handle for request in requests for handle in request.handles])
+        for request in requests:
+            if not request.done:
+                request.finish()
+
+    def test(self, requests):
+        open_requests = [request for request in requests if not request.done]
+        if open_requests:
+            handles = [handle for request in open_requests for handle in request.handles]
+            if not self.mpi.Request.Testall(handles):
+                return False
+            for request in open_requests:
+                request.finish()
+        return True
+
+    def wait_any(self, groups):
+        tries, pause = 0, 20e-6
+        while True:
+            ready = [i for i, group in enumerate(groups) if self.test(group)]
+            if ready:
+                return ready
+            tries += 1
+            if self.polite and tries > 20:
+                time.sleep(pause)
+                pause = min(2 * pause, 1e-3)
+
+    # -- the rest ----------------------------------------------------------------------------------------
+
+    def abort(self, code=1):
+        self.comm.Abort(code)
+        os._exit(code)  # MPI_Abort may come back while the launcher is still killing the others
+
+    def _part(self, color, members, sequence):
+        part = self.comm.Split(self.mpi.UNDEFINED if color is None else color, _place(members, self.rank))
+        if color is None:
+            return None
+        ranks, nodes = [self.ranks[m] for m in members], [self.nodes[m] for m in members]
+        return MPICommunicator(part, ranks, nodes, self.engine)
+
+    def library_all_reduce(self, flat) -> Generator:
+        """The steps of the MPI library's own all_reduce, in place.
+
+        It is given the array in slices of 4 MiB: in one call it spends most of a large all_reduce on page
+        faults in temporary buffers (100 MB over two ranks: 52 ms whole, 14 ms in slices of 2 to 8 MB).
+        """
+        host = flat if isinstance(flat, np.ndarray) else self.device.to_host(flat)
+        kind = self.mpi.LOR if host.dtype == bool else self.mpi.SUM
+        step = max(1, SLICE // host.itemsize)
+        for start in range(0, host.size, step):
+            part = host[start : start + step]
+            yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part)]
+        if host is not flat:
+            flat.set(host)
+
+
+def _place(members, rank):
+    return members.index(rank) if rank in members else 0
