@@ -87,7 +87,8 @@ def random_bits(
         word = xp.arange(first, after, dtype=xp.uint64)
         word = (xp.arange(rows, dtype=xp.uint64)[:, None] * np.uint64(width // 4) + word).reshape(-1)
         bits = _mix(streams + (word + np.uint64(1)) * GAMMA)
-        bits = bits.view(xp.uint16).reshape(len(bits), rows, -1)[..., start - 4 * first : stop - 4 * first]
+        bits = bits.view(xp.uint16).reshape(len(bits), rows, 4 * (after - first))
+        bits = bits[..., start - 4 * first : stop - 4 * first]
     else:
         feature = xp.arange(rows, dtype=xp.uint64)[:, None] * np.uint64(width)
         feature = (feature + xp.arange(start, stop, dtype=xp.uint64)).reshape(-1)
