@@ -164,7 +164,9 @@ def test_lenet_has_the_known_size():
     assert count(model) == 61_706
     assert model.output_shape((28, 28, 1)) == (10,)
     assert nn.lenet((20, 30), 3, 7, width=0.5).output_shape((20, 30, 3)) == (7,)
-    with pytest.raises(InputError, match="lenet: images of 11x11 are too small, use at least 12x12 .pool2: .*image of 1x1"):
+    with pytest.raises(
+        InputError, match="lenet: images of 11x11 are too small, use at least 12x12 .pool2: .*image of 1x1"
+    ):
         nn.lenet(11)
 
 

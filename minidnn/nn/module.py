@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minidnn.backend import array_module, to_device
 from minidnn.nn.context import current_context
 from minidnn.nn.parameter import Buffer, Parameter, Variable
 from minidnn.tensor import Tensor
@@ -183,7 +184,8 @@ class Module:
                 variable.set_values(value, value.dtype, xp)
             else:
                 part = value[variable.slices] if value.shape == variable.full_shape else value
-                variable.assign(part.astype(variable.data.dtype))
+                device = array_module(variable.data)
+                variable.assign(to_device(part, device).astype(variable.data.dtype))
 
     def __repr__(self) -> str:
         options = {

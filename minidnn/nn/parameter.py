@@ -8,6 +8,7 @@ the numbers do not depend on how the model is split.
 
 import numpy as np
 
+from minidnn.backend import to_device
 from minidnn.nn.init import Initializer, zeros
 from minidnn.random import rng
 from minidnn.tensor import Tensor
@@ -82,7 +83,7 @@ class Variable(Tensor):
     def set_values(self, whole, dtype, xp=np) -> None:
         """Take new storage with this part of ``whole`` (an array of ``full_shape``, or already the part)."""
         part = whole[self.slices] if whole.shape == self.full_shape else whole
-        self.data = xp.array(part, dtype=dtype, order="C")
+        self.data = xp.array(to_device(part, xp), dtype=dtype, order="C")
         self.grad = None
         self.version += 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.backend import array_module
+from minidnn.backend import array_module, to_device
 from minidnn.optim.schedules import Schedule
 from minidnn.tensor import Tensor
 
@@ -187,7 +187,8 @@ class SGD:
                 value = value[parameter.slices]
             if value.shape != parameter.shape:
                 raise ValueError(f"{name}: momentum of shape {value.shape}, expected {parameter.shape}")
-            velocity[id(parameter)] = array_module(parameter.data).array(value, dtype=parameter.data.dtype)
+            xp = array_module(parameter.data)
+            velocity[id(parameter)] = xp.array(to_device(value, xp), dtype=parameter.data.dtype, order="C")
         self._velocity = velocity
         self.iteration = int(state["iteration"])
 
