@@ -13,9 +13,9 @@ INPUT = "input"  # the name under which a layer's `also` may refer to the model'
 class Sequential(Module):
     """Layers one after the other; iterating gives ``(name, layer)``.
 
-    ``Sequential(Linear(4, 3), ReLU())`` names its layers linear1 and relu1; ``Sequential({"fc": Linear(4,
-    3)})`` and ``Sequential([("fc", Linear(4, 3))])`` take the names given. A `Sequential` inside a
-    `Sequential` is laid flat: its layer "conv" becomes "block.conv".
+    ``Sequential(Linear(4, 3), ReLU())`` names its layers linear1 and relu1; a mapping ``{"fc": Linear(4, 3)}``
+    or pairs ``[("fc", Linear(4, 3))]`` give the names. A `Sequential` inside a `Sequential` is laid flat: its
+    layer "conv" becomes "block.conv".
 
     A layer whose ``also`` names earlier layers is called with their outputs as extra inputs:
     ``Add(also=("relu1",))`` is a skip connection. "input" is the input of the container it was written in, so
@@ -111,12 +111,6 @@ class Sequential(Module):
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, layer)."""
         return iter(self.layers.items())
-
-    def set_name(self, name: str) -> None:
-        """Keep the layers' names, which are paths already; only an unnamed model can be the root."""
-        for key, layer in self:
-            layer.set_name(join(name, key))
-        self.name = name
 
     def between(self, start: str, stop: str) -> "Sequential":
         """The layers from ``start`` to ``stop``, both included: the same objects under the same names.

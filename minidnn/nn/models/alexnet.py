@@ -39,17 +39,17 @@ def alexnet(
     logits.
 
     * "thesis": for small images. conv1 is 96 filters of 11x11, stride 4, without padding; the other
-      convolutions keep the size. All poolings are 3x3 with stride 2 and padding "same" (output = ceil(input
-      / 2)), where the paper has none, so that small images survive: 56 -> 12 -> 6 -> 3 -> 2 and 128 -> 30
-      -> 15 -> 8 -> 4. One tower (groups=1). He initialisation and biases of zero, with which it trains from
-      scratch at a batch of 16.
+      convolutions keep the size. All poolings are 3x3 with stride 2 and padding "same", so that the output
+      is ceil(input / 2), where the paper has no padding: small images survive. 56 becomes 12, 6, 3, 2 after
+      conv1 and the poolings, and 128 becomes 30, 15, 8, 4. One tower (groups=1). He initialisation and biases
+      of zero, with which it trains from scratch at a batch of 16.
     * "2012": Krizhevsky, Sutskever and Hinton 2012, for 227x227 images: 60,965,224 parameters. Convolutions
       2, 4 and 5 have groups=2, the two GPUs of the paper; response normalisation has, too, since each GPU
       normalised the channels that it held. Poolings have no padding. Gaussian initialisation (0.01), and
       biases of one in conv2, conv4, conv5, fc6 and fc7 (sec. 5).
-    * "owt": the single tower of One Weird Trick (arXiv 1404.5997), for 224x224 images: 64, 192, 384, 256,
-      256 filters, groups=1, 61,100,840 parameters, of which the convolutions have 2,469,696; initialised as
-      "2012".
+    * "owt": the single tower of One Weird Trick (arXiv 1404.5997), for 224x224 images: 64, 192, 384, 256
+      and 256 filters, groups=1. 61,100,840 parameters, of which the convolutions have 2,469,696. Initialised
+      as "2012".
 
     Parameters
     ----------
