@@ -13,7 +13,7 @@ INPUT = "input"  # the name under which a layer's `also` may refer to the model'
 class Sequential(Module):
     """Layers one after the other; iterating gives ``(name, layer)``.
 
-    ``Sequential(Linear(4, 3), ReLU())`` names its layers linear1 and relu1; a mapping ``{"fc": Linear(4, 3)}``
+    ``Sequential(Linear(4, 3), ReLU())`` names its layers linear1 and relu1; a mapping ``{"fc": Linear(...)}``
     or pairs ``[("fc", Linear(4, 3))]`` give the names. A `Sequential` inside a `Sequential` is laid flat: its
     layer "conv" becomes "block.conv".
 
