@@ -20,6 +20,7 @@ from ..comm import collectives
 from ..comm.communicator import Communicator, Pending
 from ..optim import SGD
 from ..tensor import Tape, Tensor, no_grad
+from .fingerprint import check_same
 from .gradients import BucketSum, GradientSync
 from .messages import METRICS_ALGORITHM
 from .move import Redistribute, move
@@ -116,6 +117,7 @@ class Executor:
         self.options, self.seed, self.xp, self.title = options or Options(), seed, xp, title
         self.dtype = np.dtype(self.options.dtype)
         self.ledger = comm.ledger
+        check_same(comm, self._settings(batch))
         self.plan = make_plan(model, self.shape, strategy, batch, self.options, title)
         self._plans: dict[tuple[int, bool], Plan] = {(batch, True): self.plan}
         grid, rank = strategy.grid, comm.rank
@@ -134,6 +136,22 @@ class Executor:
         self.group_index = {name: i for i, name in enumerate(self.groups)}
         self.update_each = any(isinstance(a, Update) for a in strategy.schedule(self.member))
         self.iteration = 0
+
+    def _settings(self, batch: int) -> dict[str, object]:
+        """What must be the same on every rank."""
+        placements = {name: str(p) for name, p in self.strategy.placements.items()}
+        return {
+            "the model": repr(self.model),
+            "the image shape": self.shape,
+            "the batch": batch,
+            "the seed": self.seed,
+            "the strategy": self.strategy.name,
+            "the process grid": str(self.strategy.grid),
+            "the placements": placements,
+            "the cuts between segments": self.strategy.starts,
+            "the number of chunks": self.strategy.chunks,
+            "the options": self.options,
+        }
 
     def group(self, name: str) -> Communicator:
         """The communicator of the group "row", "column" or "world"."""
