@@ -1,0 +1,97 @@
+"""Decode many pictures to one size, on a pool of threads (Pillow lets go of the interpreter lock)."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from minidnn.data.source import Source
+from minidnn.errors import InputError
+
+PIECE = 16  # pictures per task: few enough to share evenly, enough to keep the pool's own work small
+
+
+def decode(data: bytes, image: int) -> np.ndarray:
+    """One picture as uint8 (image, image, 3).
+
+    The whole picture is scaled to the square, its proportions given up, as Keras and so the thesis do
+    (section 4.2), bilinearly over the area that each pixel covers. Greyscale, palette and CMYK become RGB;
+    transparency is dropped.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that still leaves the resizing two
+        # pixels for one. Other formats ignore it.
+        picture.draft(None, (2 * image, 2 * image))
+        if picture.mode not in ("RGB", "L"):
+            picture = picture.convert("RGB")
+        small = picture.resize((image, image), Image.Resampling.BILINEAR)
+        return np.asarray(small.convert("RGB"))
+
+
+def decode_all(
+    source: Source,
+    files: list[str],
+    out: np.ndarray,
+    done: Callable[[int], None],
+    threads: int | None = None,
+) -> None:
+    """Fill `out` with the pictures `files` of `source`.
+
+    Parameters
+    ----------
+    source : FolderSource or ZipSource
+    files : list of str
+    out : uint8 (len(files), image, image, 3)
+    done : callable
+        Called in this thread with the number of pictures decoded so far.
+    threads : int, optional
+        Default: one for each CPU that this process may use.
+
+    Raises
+    ------
+    InputError
+        Naming the first file that cannot be read as a picture.
+    """
+    check_pillow()
+    image = out.shape[1]
+
+    def piece(start: int) -> int:
+        stop = min(start + PIECE, len(files))
+        for i in range(start, stop):
+            data = source.read(files[i])
+            try:
+                out[i] = decode(data, image)
+            # Whatever is wrong with the bytes, Pillow's readers have their own exception for it (OSError,
+            # SyntaxError, ValueError, struct.error, ...); all of them mean that this file is no good.
+            except Exception as error:
+                reason = str(error).replace("\n", " ")
+                raise InputError(
+                    f"{source.where(files[i])}: not a picture that can be read ({reason})"
+                ) from None
+        return stop
+
+    pool = ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="decode")
+    try:
+        for stop in pool.map(piece, range(0, len(files), PIECE)):
+            done(stop)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cpus() -> int:
+    """The number of CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_pillow() -> None:
+    """InputError that names the extra, where Pillow is not installed."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise InputError('reading pictures needs Pillow: pip install "minidnn[data]"') from None
