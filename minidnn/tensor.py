@@ -58,8 +58,7 @@ class Tensor:
         ``.data`` (or into the array of a `detach`) goes around this check.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "name", "creator", "index", "version", "grad_buffer")
-    __slots__ += ("__weakref__",)
+    __slots__ = "data grad requires_grad name creator index version grad_buffer __weakref__".split()
     __array_ufunc__ = None  # array * tensor is left to Tensor.__rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None) -> None:
