@@ -24,7 +24,7 @@ import numpy as np
 
 from minidnn.backend import array_module
 
-from . import headers
+from . import headers, tuning
 from .algorithms import edges_of, normalise, rounds
 from .communicator import USER_TAGS, Communicator, Pending
 from .execute import execute, library_all_reduce
@@ -83,7 +83,7 @@ def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
     if flat.ndim != 1 or not flat.flags.c_contiguous:
         raise ValueError(f"all_reduce_inplace needs a flat contiguous array, got shape {flat.shape}")
     if algorithm == "auto":
-        algorithm = comm.engine.choose(comm, flat.nbytes)
+        algorithm = tuning.choose(comm.size, flat.nbytes, comm.engine.link, comm.nodes)
     if comm.size == 1:
         return flat
     if algorithm == "mpi":

@@ -109,6 +109,7 @@ class Engine:
         self.debug = False
         self.pending: list[Pending] = []
         self.scratch: dict = {}
+        self.link = None  # what minidnn.comm.tuning measured, for "auto"
 
     def start(self, comm, generator) -> Pending:
         pending = Pending(self, comm, generator)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
+from math import isfinite
 from time import perf_counter
 from typing import NamedTuple
 
@@ -176,6 +177,7 @@ class Ledger:
         if not self.tracing:
             return
         self._switch(self._now, 0)
+        loss = loss if loss is None or isfinite(loss) else None  # JSON has no NaN
         self._records.append(("step", self.labels.step, self._step_begin, self._since, loss, images))
         self.dropped_steps += len(self._kept) == self._kept.maxlen
         self._kept.append(self._records)

@@ -1,0 +1,131 @@
+"""Choosing an all_reduce by size: ``--all-reduce auto``.
+
+The cost model is the usual one (Thakur, Rabenseifner and Gropp 2005): a message of n bytes takes alpha + n
+beta seconds, adding n bytes takes n gamma.  It is applied to the rounds themselves: a round lasts as long
+as its busiest rank.  The three numbers are measured by a short ping-pong when a run starts
+(:func:`measure`) and kept per host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .algorithms import rounds
+from .communicator import PING, Communicator
+
+CANDIDATES = ("ring", "doubling", "halving", "tree", "direct")
+
+
+class Link(NamedTuple):
+    """Seconds per message, per byte sent, and per byte added."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+
+#: Where nothing has been measured, as when a plan is made without MPI: shared memory of one machine, roughly.
+DEFAULT = Link(5e-6, 1 / 4e9, 1 / 8e9)
+
+
+@lru_cache(maxsize=1024)
+def predict(algorithm: str, p: int, nbytes: int, link: Link = DEFAULT, nodes: tuple | None = None) -> float:
+    """Seconds that an all_reduce of so many bytes takes over p ranks."""
+    programs = [rounds("all_reduce", algorithm, p, rank, nbytes, nodes=nodes) for rank in range(p)]
+    return sum(
+        max(_round_time(moves, link) for moves in together) for together in zip(*programs, strict=True)
+    )
+
+
+def _round_time(moves, link) -> float:
+    sent = [move.elements for move in moves if move.kind == "send"]
+    received = [move.elements for move in moves if move.kind == "recv"]
+    added = sum(move.elements for move in moves if move.reduce)
+    return (
+        link.alpha * max(len(sent), len(received))
+        + link.beta * max(sum(sent), sum(received))
+        + link.gamma * added
+    )
+
+
+def choose(p: int, nbytes: int, link: Link | None = None, nodes: tuple | None = None) -> str:
+    """The all_reduce that the model expects to be the fastest; every rank of a group comes to the same."""
+    candidates = CANDIDATES + (("hierarchical",) if nodes is not None and len(set(nodes)) > 1 else ())
+    return min(candidates, key=lambda name: predict(name, p, nbytes, link or DEFAULT, nodes))
+
+
+def measure(comm: Communicator) -> Link:
+    """Measure the link between the first and the last rank, or read it from the cache; every rank calls this.
+
+    All ranks get rank 0's numbers, and keep them as ``comm.engine.link`` for "auto".
+    """
+    link = DEFAULT
+    key = f"{socket.gethostname()} {type(comm).__name__} {comm.size} ranks {len(set(comm.nodes))} nodes"
+    if comm.size > 1:
+        cached = _load().get(key) if comm.rank == 0 else None
+        if not comm.exchange(np.array([cached is not None]))[0, 0]:
+            cached = _ping_pong(comm)
+            if comm.rank == 0:
+                _store(key, cached)
+        own = np.array(cached if comm.rank == 0 else DEFAULT)
+        link = Link(*map(float, comm.exchange(own)[0]))
+    comm.engine.link = link
+    return link
+
+
+def _ping_pong(comm) -> Link:
+    last = comm.size - 1
+    seconds = {}
+    for nbytes, repeats in ((8, 50), (1 << 20, 8)):
+        block = np.zeros(nbytes, np.uint8)
+        times = []
+        for _ in range(repeats if comm.rank in (0, last) else 0):
+            begin = time.perf_counter()
+            for sender in (0, last):
+                peer = last - comm.rank
+                if comm.rank == sender:
+                    comm.wait([comm.isend(block, peer, PING)])
+                else:
+                    comm.wait([comm.irecv(block, peer, PING)])
+            times.append((time.perf_counter() - begin) / 2)
+        seconds[nbytes] = min(times, default=0.0)
+    a, b = np.zeros(1 << 18, np.float32), np.zeros(1 << 18, np.float32)
+    adding = []
+    for _ in range(8):
+        begin = time.perf_counter()
+        np.add(a, b, out=a)
+        adding.append(time.perf_counter() - begin)
+    beta = (seconds[1 << 20] - seconds[8]) / (1 << 20)
+    return Link(max(seconds[8], 1e-7), max(beta, 1e-12), min(adding) / a.nbytes)
+
+
+def cache_file() -> Path:
+    """Where measured links are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidnn" / "links.json"
+
+
+def _load() -> dict[str, Link]:
+    try:
+        return {key: Link(*map(float, value)) for key, value in json.loads(cache_file().read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # no cache, or not one of ours: measure
+
+
+def _store(key: str, link: Link) -> None:
+    """Keep a link; the file is replaced as a whole, since other runs may be writing it too."""
+    path = cache_file()
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({**_load(), key: link}))
+        os.replace(partial, path)
+    except OSError:
+        pass  # a cache that cannot be written only costs the next run its ping-pong
