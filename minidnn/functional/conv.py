@@ -76,7 +76,7 @@ def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -
     W = W.reshape(kh * kw * c, o)
     gx = xp.zeros((n, *window.padded, groups * c), gy.dtype)
     for of, to in zip(channel_groups(groups * c, groups), channel_groups(o, groups), strict=True):
-        gcols = (gy[..., to].reshape(n * oh * ow, -1) @ W[:, to].T).reshape(n, oh, ow, kh, kw, c)
+        gcols = (gy[..., to].reshape(n * oh * ow, o // groups) @ W[:, to].T).reshape(n, oh, ow, kh, kw, c)
         for i in range(kh):
             for j in range(kw):
                 gx[(slice(None), *window.tap(i, j), of)] += gcols[:, :, :, i, j]
