@@ -45,7 +45,7 @@ class FolderSource:
 
     def where(self, name: str) -> str:
         """`name` as a person would look for it."""
-        return str(self.path / name)
+        return os.path.join(self.path, name)  # keeps the "/" that ends a folder
 
     def stamp(self, names: Iterable[str]) -> str:
         """A text that changes when one of the files does (name, size or time of change)."""
