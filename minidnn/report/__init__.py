@@ -1,4 +1,4 @@
 """Showing what a run did: tables, narrative, timeline, Perfetto trace, report, comparison, model graph.
 
-Everything reads the same records, those of a trace folder (see `trace`). Nothing here is imported by training.
+Everything reads the same records, those of a trace folder (see `trace`).
 """

@@ -144,6 +144,12 @@ def collectives(messages: list[Message]) -> list[Collective]:
 
 def collective_table(trace: Trace) -> str:
     """Each kind of collective: bytes against the bound, time against alpha + n beta, bandwidth."""
+    found = collective_rows(trace)
+    return table(found["rows"], found["header"], "Collectives: bytes and time against the lower bound")
+
+
+def collective_rows(trace: Trace) -> dict[str, list]:
+    """The header and the rows of that table, as text."""
     line = fit(trace)
     kinds: dict[tuple, list[Collective]] = {}
     wanted = set(trace.complete_steps())
@@ -167,7 +173,7 @@ def collective_table(trace: Trace) -> str:
         "phase", "layer tensor", "collective", "ranks", "rounds", "vector", "bytes / bound", "median time",
         "alpha + n beta", "time / bound", "bus GB/s",
     ]  # fmt: skip
-    return table(rows, header, "Collectives: bytes and time against the lower bound")
+    return {"header": header, "rows": rows}
 
 
 def fit_text(trace: Trace) -> str:

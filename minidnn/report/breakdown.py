@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from minidnn.report.records import Message, Span, Trace
 
 Intervals = list[tuple[float, float]]
+INSTANT = 1e-9  # seconds: below this, a difference of two clocks is rounding
 
 
 @dataclass
@@ -110,6 +111,10 @@ def split_wait(
             late_sender.append((m.ready, min(m.sent, m.done)))
         if m.source == rank and span.begin < m.send_done <= span.end + slack:
             late_receiver.append((m.sent, min(m.ready, m.send_done)))
+    late_sender, late_receiver = (
+        [(begin, end) for begin, end in late if end - begin > INSTANT]
+        for late in (late_sender, late_receiver)
+    )
     sender = intersect(union(late_sender), inside)
     rest = subtract(inside, sender)
     receiver = intersect(union(late_receiver), rest)

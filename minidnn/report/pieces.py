@@ -22,17 +22,20 @@ class Piece:
 def pieces(trace: Trace, step: int, rank: int) -> list[Piece]:
     """One rank's spans, waiting cut into its causes, in order of time."""
     own = [m for m in trace.messages_of(step) if rank in (m.source, m.dest)]
+    frame = trace.steps[step][rank]
+    window = [(frame.begin, frame.end)]
     result = []
     for span in trace.spans_of(rank, step):
         if span.state == "wait":
-            for kind, intervals in split_wait(span, rank, own).items():
+            for kind, intervals in split_wait(span, rank, own, window).items():
                 name = "exposed" if kind == "transfer" else kind
                 result += [Piece(name, begin, end, span) for begin, end in intervals]
-        elif span.end > span.begin:
+            continue
+        for begin, end in intersect([(span.begin, span.end)], window):
             kind = {"comm": "exposed"}.get(span.state, span.state)
             if kind == "compute" and span.phase == "update":
                 kind = "update"
-            result.append(Piece(kind, span.begin, span.end, span))
+            result.append(Piece(kind, begin, end, span))
     return sorted(result, key=lambda piece: piece.begin)
 
 

@@ -87,6 +87,19 @@ def matrix_table(trace: Trace) -> str:
     return table(rows, header, "Communication matrix, per step")
 
 
+def memory_by_rank(trace: Trace) -> dict[str, list]:
+    """What the memory records say: `names` of kinds of memory, `bytes` a row for each rank, the most seen."""
+    names: dict[str, None] = {}
+    most: dict[int, dict[str, float]] = {rank: {} for rank in trace.ranks}
+    for rank, records in trace.memory.items():
+        for record in records:
+            for key, value in record.items():
+                if key not in ("seq", "step", "rank", "time", "kind") and isinstance(value, int | float):
+                    names.setdefault(key)
+                    most[rank][key] = max(most[rank].get(key, 0), value)
+    return {"names": list(names), "bytes": [[most[r].get(name, 0) for name in names] for r in trace.ranks]}
+
+
 def summary(trace: Trace) -> str:
     """What run this is, and how far its clocks can be trusted."""
     steps = trace.complete_steps()

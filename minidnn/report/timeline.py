@@ -119,7 +119,7 @@ def _arrows(axes, trace: Trace, step: int, zero: float) -> None:
         for down in (True, False):
             way = [m for m in own if (lanes[m.dest] > lanes[m.source]) == down]
             x = [[1e3 * (m.sent - zero) for m in way], [1e3 * (m.done - zero) for m in way]]
-            # from the thin bar of the sender, or the top of its broad one, to the near side of the receiver's lane
+            # from the near side of the sender's lane to the near side of the receiver's
             start, stop = (edge, -BROAD / 2) if down else (-BROAD / 2, edge)
             y = [[lanes[m.source] + start for m in way], [lanes[m.dest] + stop for m in way]]
             axes.plot(x, y, linewidth=1.0, linestyle="--" if hidden else "-", **style)

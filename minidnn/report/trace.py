@@ -167,9 +167,15 @@ def _fill(trace: Trace, parts: dict, problems: list[str]) -> None:
     pairs, alone = [], 0
     for sends, receives in halves.values():
         for side in (sends, receives):
-            side.sort(key=lambda record: (record["posted"], record["seq"]))
+            side.sort(key=lambda record: record["posted"])  # stable: equal times stay in order of seq
         pairs += zip(sends, receives, strict=False)
         alone += abs(len(sends) - len(receives))
+    arrived = [pair for pair in pairs if None not in (pair[0]["done"], pair[1]["done"])]
+    if len(arrived) < len(pairs):
+        problems.append(
+            f"{len(pairs) - len(arrived)} messages were still under way when the trace was written"
+        )
+    pairs = arrived
     if alone:
         problems.append(f"{alone} messages have only one side: a record or a rank is missing")
     trace.clock_shift = _forbid_time_travel(shifts, pairs)
@@ -199,7 +205,8 @@ def _sort_in(trace: Trace, rank: int, records: list[dict], shift: float) -> None
             labels = (record.get("layer") or "", record.get("phase") or "", record.get("chunk"))
             times = (record["begin"] + shift, record["end"] + shift)
             flops = float(record.get("flops") or 0)
-            spans.append(Span(rank, record["state"], *labels, record.get("step", 0), *times, flops))
+            if times[0] < times[1]:
+                spans.append(Span(rank, record["state"], *labels, _step(record), *times, flops))
         elif record["kind"] == "step":
             times = (record["begin"] + shift, record["end"] + shift)
             step = Step(rank, record["step"], *times, record.get("loss"), record.get("images"))
@@ -209,6 +216,11 @@ def _sort_in(trace: Trace, rank: int, records: list[dict], shift: float) -> None
     spans.sort(key=lambda span: span.begin)
 
 
+def _step(record: dict) -> int:
+    """The number of a record's step; -1 outside of any."""
+    return -1 if record.get("step") is None else record["step"]
+
+
 def _message(send: dict, receive: dict, shifts: dict[int, float]) -> Message:
     """One message out of its two records."""
     here, there = shifts[send["source"]], shifts[send["dest"]]
@@ -216,7 +228,7 @@ def _message(send: dict, receive: dict, shifts: dict[int, float]) -> Message:
     return Message(
         number=0,
         **{key: send[key] for key in ("source", "dest", "bytes")},
-        step=send.get("step") or 0,
+        step=_step(send),
         **{
             key: send.get(key) or ""
             for key in ("phase", "layer", "tensor", "op", "algorithm", "dtype", "cause")
