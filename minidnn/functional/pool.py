@@ -27,7 +27,7 @@ def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     tap = xp.zeros(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
     for k in range(1, kh * kw):
         candidate = x[(slice(None), *window.tap(*divmod(k, kw)))]
-        tap[candidate > y] = k
+        xp.copyto(tap, k, where=candidate > y)
         xp.maximum(y, candidate, out=y)
     return y, tap
 
