@@ -21,13 +21,21 @@ def node_maps(p):
     }
 
 
+ROOTED = ("broadcast", "reduce", "scatter", "gather", "send")
+
+
 def cases(p):
     for op, names in ALGORITHMS.items():
         for algorithm in names:
             for n in SIZES:
-                for root in {0, p // 2, p - 1} if op in ("broadcast", "reduce", "scatter", "gather") else {0}:
-                    for nodes in node_maps(p) if algorithm == "hierarchical" else (None,):
-                        yield op, algorithm, n, root, {"nodes": nodes}
+                for root in {0, p // 2, p - 1} if op in ROOTED else {0}:
+                    options = [{}]
+                    if algorithm == "hierarchical":
+                        options = [{"nodes": nodes} for nodes in node_maps(p)]
+                    elif op == "send":
+                        options = [{"dest": dest} for dest in {0, p - 1}]
+                    for each in options:
+                        yield op, algorithm, n, root, each
 
 
 @pytest.mark.parametrize("p", range(1, 10))
@@ -47,6 +55,8 @@ def test_every_contribution_arrives_once_wherever_it_should(p):
             elif op == "reduce_scatter" and rank == owner:
                 assert got == everyone, where
             elif op == "broadcast" or (op == "scatter" and rank == owner):
+                assert got == {root}, where
+            elif op == "send" and rank in (root, options["dest"]):
                 assert got == {root}, where
             elif op == "all_gather" or (op == "gather" and rank == root):
                 assert got == {owner}, where

@@ -164,7 +164,7 @@ def figure(history: Provenance):
                     lw=0.6,
                 )
                 text = _contributors(held, p)
-                if len(text) <= 13 * width:
+                if len(text) <= 17 * width:
                     ink = "white" if share > 0.55 else "black"
                     axes.text(
                         place(time, (start + stop) / 2),

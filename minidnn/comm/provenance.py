@@ -87,7 +87,7 @@ def provenance(op: str, algorithm: str, p: int, n: int, root: int = 0, **options
 def _initial(op, rank, root, counts, start) -> frozenset[int]:
     if op in ("all_reduce", "reduce", "reduce_scatter"):
         return frozenset((rank,))
-    if op in ("broadcast", "scatter"):
+    if op in ("broadcast", "scatter", "send"):
         return frozenset((root,)) if rank == root else frozenset()
     edges = edges_of(counts)
     return frozenset((rank,)) if edges[rank] <= start < edges[rank + 1] else frozenset()

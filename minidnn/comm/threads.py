@@ -77,11 +77,7 @@ class Hub:
                 del other[request.key]
         send, receive = (request, partner) if request.kind == "send" else (partner, request)
         if send.array.size != receive.array.size or send.array.dtype != receive.array.dtype:
-            _, source, dest, _ = receive.key
-            receive.error = (
-                f"rank {dest} receives {receive.array.size} {receive.array.dtype} from rank {source} "
-                f"({receive.note}), which sent {send.array.size} {send.array.dtype} ({send.note})"
-            )
+            receive.error = send  # put into words later, when both notes are there
         else:
             array_module(receive.array).copyto(receive.array, send.array)
         with self.lock:
@@ -109,8 +105,12 @@ class Hub:
 
     def check(self, requests) -> None:
         for request in requests:
-            if request.error:
-                raise ProtocolError(request.error)
+            if request.error is not None:
+                mine, theirs, (_, source, dest, _) = request.array, request.error.array, request.key
+                raise ProtocolError(
+                    f"rank {dest} receives {mine.size} {mine.dtype} from rank {source} ({request.note}), "
+                    f"which sent {theirs.size} {theirs.dtype} ({request.error.note})"
+                )
 
     def look_for_deadlock(self) -> None:
         """With the lock held: fail if every rank that has not finished waits for what cannot come."""
@@ -125,7 +125,13 @@ class Hub:
         if not stuck:
             return
         stuck += [f"rank {rank} has finished" for rank in range(self.size) if self.finished[rank]]
+        stuck += self.left_over()
         self.fail(DeadlockError("deadlock: every rank waits for another\n  " + "\n  ".join(stuck)))
+
+    def left_over(self) -> list[str]:
+        """Messages that were sent and that nobody received, in words."""
+        requests = [request for queue in self.sends.values() for request in queue]
+        return [f"never received from rank {request.key[1]}: {request}" for request in requests]
 
     def fail(self, error: BaseException) -> None:
         """With the lock held: the first failure wins, and everybody who waits is woken to end."""
@@ -139,6 +145,9 @@ class Hub:
             self.finished[rank] = True
             if error is not None:
                 self.fail(error)
+            elif self.failure is None and all(self.finished):
+                if left := self.left_over():
+                    self.fail(ProtocolError("messages were sent and not received\n  " + "\n  ".join(left)))
             elif self.failure is None:
                 self.look_for_deadlock()
 
@@ -220,6 +229,8 @@ def run(
     ------
     DeadlockError
         All ranks that have not finished wait.
+    ProtocolError
+        The ranks do not agree on a message, or one was sent and never received.
     Exception
         Whatever a rank raised first; the other ranks are ended.
     """

@@ -39,11 +39,11 @@ def prepare(comm: Communicator, folder: str | Path, overwrite: bool = False) -> 
     """
     folder = Path(folder)
     if comm.rank == 0:
-        complaint = _try_folder(folder, overwrite)
+        complaint = _try_folder(folder, comm.rank, overwrite)
         first = _exchange_texts(comm, complaint or "+" + uuid.uuid4().hex)[0]
     else:
         first = _exchange_texts(comm, "")[0]
-        complaint = _try_folder(folder, True) if first.startswith("+") else ""
+        complaint = _try_folder(folder, comm.rank, True) if first.startswith("+") else ""
     complaints = _exchange_texts(comm, complaint)  # the folder may be on another machine's disk
     for text in complaints:
         if text:
@@ -51,14 +51,14 @@ def prepare(comm: Communicator, folder: str | Path, overwrite: bool = False) -> 
     return first[1:]
 
 
-def _try_folder(folder: Path, overwrite: bool) -> str:
+def _try_folder(folder: Path, rank: int, overwrite: bool) -> str:
     """Make the folder and write into it; what is wrong, or nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         old = [folder / "run.json", *folder.glob("rank*.jsonl")]
         if not overwrite and any(path.exists() for path in old):
             return f"{folder} holds the trace of another run: choose another folder or use --overwrite"
-        probe = folder / f".probe-{os.getpid()}"
+        probe = folder / f".probe-{rank}-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:

@@ -1,0 +1,107 @@
+"""The MPI transport on real ranks: the same results and counts as on threads."""
+
+import pytest
+from mpi import mpirun
+
+from minidnn.report import trace
+
+pytest.importorskip("mpi4py")
+
+COLLECTIVES = """
+import hashlib
+import numpy as np
+from mpi4py import MPI
+from minidnn.comm import collectives as c, tuning
+from minidnn.comm.algorithms import ALGORITHMS
+from minidnn.comm.closed_forms import closed_form
+from minidnn.comm.guard import launch
+
+def main(comm):
+    p, r = comm.size, comm.rank
+    comm.debug = True
+    digest = hashlib.sha256()  # of all results: must come out alike on all ranks
+    for n in (0, 1, p - 1, 1000, 300_001):
+        for dtype in (np.float64, np.float32, np.int32, bool) if n == 1000 else (np.float32,):
+            xs = [(np.random.default_rng([k, n]).standard_normal(n) * 4).astype(dtype) for k in range(p)]
+            for name in (*ALGORITHMS["all_reduce"], "mpi", "auto"):
+                before = comm.traffic.totals()
+                y = c.all_reduce(comm, xs[r], name)
+                assert y.dtype == dtype
+                np.testing.assert_allclose(y, sum(xs[1:], xs[0]), rtol=0, atol=1e-5)
+                digest.update(y.tobytes())
+                if name != "auto":
+                    cost = closed_form("all_reduce", name, p, r, n, nodes=comm.nodes)
+                    sent = [new - old for new, old in zip(comm.traffic.totals(), before)][:2]
+                    assert sent == [cost.messages, cost.elements * y.itemsize], (name, sent, cost)
+        counts = [n // (k + 1) for k in range(p)]
+        part = np.arange(counts[r]) + 100 * r
+        full = np.concatenate([np.arange(m) + 100 * k for k, m in enumerate(counts)])
+        np.testing.assert_array_equal(c.all_gather(comm, part, counts), full)
+        np.testing.assert_array_equal(c.broadcast(comm, full + r, p - 1, "chain"), full + p - 1)
+        start = sum(counts[:r])
+        own = p * full[start : start + counts[r]]
+        np.testing.assert_array_equal(c.reduce_scatter(comm, full, counts), own)
+    assert len(set(MPI.COMM_WORLD.allgather(digest.hexdigest()))) == 1
+    matrix = np.arange(p * p).reshape(p, p)
+    x = np.repeat(np.arange(p) + 10 * r, matrix[r])
+    want = np.concatenate([np.full(matrix[k, r], 10 * k + r) for k in range(p)])
+    np.testing.assert_array_equal(c.all_to_all(comm, x, matrix), want)
+    assert comm.ledger.totals() == comm.traffic.totals()
+
+    # many in flight, over two communicators, waited for in different orders
+    half = comm.split(r % 2, -r)
+    assert half.ranks == tuple(k for k in reversed(range(p)) if k % 2 == r % 2)
+    names = ALGORITHMS["all_reduce"]
+    flying = [c.all_reduce.start((comm, half)[k % 2], np.full(k + 1, 1.0), names[k % 6]) for k in range(12)]
+    for k in np.random.default_rng(r).permutation(12):
+        assert (flying[k].wait() == (comm, half)[k % 2].size).all()
+    assert comm.nodes == (0,) * p
+
+    comm.engine.link = None
+    link = tuning.measure(comm)
+    assert min(link) > 0
+    print("fine")
+
+launch(main)
+"""
+
+TRACED = """
+import sys, time
+import numpy as np
+from minidnn.comm import collectives as c, trace_files
+from minidnn.comm.guard import launch
+
+def main(comm):
+    run = trace_files.prepare(comm, sys.argv[1])
+    comm.ledger.trace()
+    for step in range(1, 4):
+        comm.ledger.begin_step(step)
+        with comm.ledger.scope(phase="gradient sync", layer="fc6"):
+            for name in ("ring", "mpi"):
+                c.all_reduce(comm, np.ones(10_000, np.float32), name)
+        comm.ledger.end_step(loss=1.0, images=8)
+    trace_files.write(comm, sys.argv[1], run, {"strategy": "data"})
+    if comm.rank == 0:
+        print(*comm.ledger.totals())
+
+launch(main)
+"""
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_collectives_equal_the_librarys(p, tmp_path):
+    run = mpirun(p, COLLECTIVES, timeout=60, env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert run.returncode == 0 and run.stdout.count("fine") == p, run.stderr
+
+
+def test_a_trace_of_a_real_run_is_whole(tmp_path):
+    run = mpirun(3, TRACED, tmp_path / "out", timeout=60)
+    assert run.returncode == 0, run.stderr
+    read = trace.load(tmp_path / "out")  # raises if a message has no partner or a record is missing
+    sent = [message for message in read.messages if message.source == 0]
+    assert len(sent) == 3 * (4 + 1)  # a ring over three ranks; the library's own shows as one
+    assert [len(sent), sum(message.bytes for message in sent)] == [int(x) for x in run.stdout.split()[:2]]
+    assert read.clock_error < 0.1
+    assert run.stdout.split()[2] == "15"
+    assert sorted(read.steps) == [1, 2, 3] and all(len(steps) == 3 for steps in read.steps.values())
+    assert all(message.done >= message.sent for message in read.messages)

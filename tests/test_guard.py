@@ -1,0 +1,107 @@
+"""Every way for a rank of a real MPI run to end: the run ends with it, within seconds, and says why once."""
+
+import subprocess
+import sys
+
+import pytest
+from mpi import ROOT, mpirun
+
+pytest.importorskip("mpi4py")
+
+# The stall is in line 24, as the watchdog will say.
+PROGRAM = """
+import sys, time
+import numpy as np
+from minidnn.comm import collectives
+from minidnn.comm.guard import launch
+from minidnn.errors import InputError
+
+def main(comm, case, who):
+    if comm.rank in who:
+        if case == "raise":
+            raise KeyError("lost")
+        if case == "raise with a message under way":
+            collectives.all_reduce.start(comm, np.ones(4))
+            raise KeyError("lost")
+        if case == "exit":
+            sys.exit(3)
+        if case == "text":
+            sys.exit("nothing to do")
+        if case == "return":
+            return
+        if case == "input":
+            raise InputError("no such folder: photos")
+        if case == "stall":
+            time.sleep(60)
+    collectives.all_reduce(comm, np.ones(4))
+    print("done")
+
+case, who = sys.argv[1], [int(rank) for rank in sys.argv[2].split(",") if rank]
+launch(main, case, who, leave=0.7, stall=1.0 if case == "stall" else None)
+"""
+
+
+@pytest.mark.parametrize(
+    "case, who, code, said",
+    [
+        ("nothing", "", 0, ""),
+        ("raise", "1", 1, "[rank 1] KeyError: 'lost'"),
+        ("raise", "0,1", 1, "[rank 0] KeyError: 'lost'"),
+        ("raise with a message under way", "0,1", 1, "[rank 0] KeyError: 'lost'"),
+        ("exit", "1", 3, ""),
+        ("text", "0,1", 1, "nothing to do\n"),
+        ("return", "1", 86, "rank 1 finished, but other ranks did not within 0.7 s\n"),
+        ("input", "0,1", 2, "error: no such folder: photos\n"),
+        ("input", "1", 2, "error: no such folder: photos\n"),
+        ("stall", "1", 1, "line 24 in main"),
+    ],
+)
+def test_the_run_ends(case, who, code, said):
+    run = mpirun(2, PROGRAM, case, who, timeout=30)
+    assert run.returncode == code, run.stderr
+    assert run.stdout.count("done") == (2 if code == 0 else 0)
+    assert run.stderr.count(said) == 1 or not said
+    if case == "input":
+        assert "Traceback" not in run.stderr
+    if case in ("input", "text") and who == "0,1":
+        assert run.stderr == said  # not even a word from MPI
+    if case.startswith("raise"):
+        assert run.stderr.count("Traceback") == 1 and f"[rank {who[0]}] Traceback" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "case, code, said", [("raise", 1, "KeyError: 'lost'"), ("input", 2, "error: no such")]
+)
+def test_a_run_without_mpi_ends_alike(case, code, said):
+    command = [sys.executable, "-c", PROGRAM, case, "0"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert run.returncode == code and said in run.stderr and "[rank" not in run.stderr
+
+
+def test_missing_mpi4py_names_the_extra():
+    program = """
+        import sys
+        sys.modules["mpi4py"] = None  # as if it were not installed
+        from minidnn.comm.guard import launch
+        launch(print)
+    """
+    run = mpirun(1, program, timeout=30)
+    assert run.returncode == 2
+    assert run.stderr.startswith('error: running under mpirun needs mpi4py: pip install "minidnn[mpi]"')
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_blas_threads_are_shared_out_before_numpy_starts_them():
+    program = """
+        from minidnn import _blas
+        import os
+        assert _blas.local_ranks() == 2
+        print(os.environ["OPENBLAS_NUM_THREADS"], _blas.cores() // 2 or 1, _blas.STATUS)
+    """
+    run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
+    for line in run.stdout.splitlines():
+        threads, share, *status = line.split()
+        assert threads == share and status[:3] == [share, "BLAS", "threads"]
+    assert len(run.stdout.splitlines()) == 2, run.stderr
+    kept = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": "5"})
+    assert kept.stdout.count("5 BLAS threads (OPENBLAS_NUM_THREADS)") == 2
