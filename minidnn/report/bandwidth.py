@@ -17,6 +17,7 @@ from math import ceil, log2
 
 import numpy as np
 
+from minidnn.report.breakdown import INSTANT
 from minidnn.report.records import Message, Trace
 from minidnn.report.text import number, size, table, time
 
@@ -59,24 +60,32 @@ def fit(trace: Trace) -> Line:
 
 
 def _least_relative(n: np.ndarray, t: np.ndarray) -> tuple[float, float]:
-    """alpha, beta >= 0 that minimise sum |t - alpha - n beta| / t, by reweighted least squares."""
-    A = np.stack([np.ones_like(n), n], axis=1) / t[:, None]
-    weight = np.ones_like(n)
-    for _ in range(30):
-        (alpha, beta), *_ = np.linalg.lstsq(A * weight[:, None], weight, rcond=None)
+    """alpha, beta >= 0 that minimise sum |t - f| / sqrt(t f), f = alpha + n beta.
+
+    Relative to the geometric mean, twice as long and half as long weigh the same. Solved by reweighted least
+    squares.
+    """
+    A = np.stack([np.ones_like(n), n], axis=1)
+    fitted = t
+    error = np.ones_like(t)
+    for _ in range(50):
+        scale = 1 / np.sqrt(t * fitted * np.maximum(error, 1e-3))
+        (alpha, beta), *_ = np.linalg.lstsq(A * scale[:, None], t * scale, rcond=None)
         if alpha < 0:
             alpha, beta = 0.0, np.median(t / n)
         elif beta < 0:
             alpha, beta = np.median(t), 0.0
-        weight = 1 / np.sqrt(np.maximum(np.abs(A @ (alpha, beta) - 1), 1e-3))
+        fitted = alpha + n * beta
+        error = np.abs(t - fitted) / np.sqrt(t * fitted)
     return float(alpha), float(beta)
 
 
 def waited_for(trace: Trace, message: Message) -> bool:
-    """Whether the receiver did nothing but wait when the message arrived."""
+    """Whether a wait of the receiver ended with the arrival of the message."""
     spans = trace.spans_of(message.dest, message.step)
-    i = bisect_right(spans, message.done - 1e-9, key=lambda span: span.begin) - 1
-    return i >= 0 and spans[i].state in ("wait", "comm")
+    last = bisect_right(spans, message.done, key=lambda span: span.begin)
+    waits = (span for span in spans[max(0, last - 4) : last] if span.state == "wait")
+    return any(span.begin < message.done <= max(span.end, span.until) + INSTANT for span in waits)
 
 
 def lower_bound(op: str, p: int, count: float) -> float:
@@ -102,6 +111,12 @@ class Collective:
     def ranks(self) -> int:
         return len(self.first.group) or len({r for m in self.messages for r in (m.source, m.dest)})
 
+    def begin(self, rank: int) -> float:
+        """When a rank posted its first message of this."""
+        return min(
+            m.sent if m.source == rank else m.ready for m in self.messages if rank in (m.source, m.dest)
+        )
+
     @property
     def elements(self) -> int:
         """Elements of the whole vector (for all_to_all, of the largest send buffer)."""
@@ -125,11 +140,8 @@ class Collective:
     @property
     def seconds(self) -> float:
         """From the moment the last rank took part to the last arrival: late ranks are not counted."""
-        begun: dict[int, float] = {}
-        for m in self.messages:
-            begun[m.source] = min(begun.get(m.source, m.sent), m.sent)
-            begun[m.dest] = min(begun.get(m.dest, m.ready), m.ready)
-        return max(0.0, max(m.done for m in self.messages) - max(begun.values()))
+        ranks = {rank for m in self.messages for rank in (m.source, m.dest)}
+        return max(0.0, max(m.done for m in self.messages) - max(map(self.begin, ranks)))
 
 
 def collectives(messages: list[Message]) -> list[Collective]:

@@ -105,11 +105,11 @@ def split_wait(
     if window is not None:
         inside = intersect(inside, window)
     late_sender, late_receiver = [], []
-    slack = 1e-9 + 1e-6 * (span.end - span.begin)
+    last = max(span.end, span.until) + INSTANT
     for m in own:
-        if m.dest == rank and span.begin < m.done <= span.end + slack:
+        if m.dest == rank and span.begin < m.done <= last:
             late_sender.append((m.ready, min(m.sent, m.done)))
-        if m.source == rank and span.begin < m.send_done <= span.end + slack:
+        if m.source == rank and span.begin < m.send_done <= last:
             late_receiver.append((m.sent, min(m.ready, m.send_done)))
     late_sender, late_receiver = (
         [(begin, end) for begin, end in late if end - begin > INSTANT]

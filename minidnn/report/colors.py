@@ -21,6 +21,8 @@ STATE_COLORS = {
     "sender_late": "#FFFFFF",
     "receiver_late": "#FFFFFF",
 }
+HATCHING = "#8A8F98"
+HATCHES = {"sender_late": "////", "receiver_late": "\\\\\\\\"}
 FOLLOWERS = (
     "relu", "sigmoid", "tanh", "softmax", "norm", "bn", "batchnorm", "pool", "maxpool", "avgpool", "drop",
     "dropout", "flatten", "add",
@@ -63,3 +65,12 @@ def ink(color: str) -> str:
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return "#000000" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 else "#FFFFFF"
+
+
+def part_style(part: str) -> dict:
+    """How a part of the step's time is drawn in stacked bars."""
+    if part == "compute":
+        return {"color": "#44AA99"}
+    if part in HATCHES:
+        return {"color": "white", "edgecolor": HATCHING, "hatch": HATCHES[part]}
+    return {"color": STATE_COLORS[part]}

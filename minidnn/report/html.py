@@ -54,9 +54,7 @@ def payload(trace: Trace, steps: list[int] | None = None) -> dict:
         steps = sorted({complete[0], trace.typical_step(), max(complete, key=trace.duration)})
     split = by_rank(trace)
     parts = [*PARTS, "hidden"]
-    plan = _plan(trace.run.get("plan_rows"))
-    planned = [row["name"] for row in plan if row["kind"] == "layer"]
-    layers = list(dict.fromkeys([*planned, *trace.layers()]))
+    layers = trace.layers()
     return {
         "title": " ".join(str(trace.run[key]) for key in ("model", "strategy") if trace.run.get(key)),
         "ranks": trace.ranks,
@@ -75,7 +73,7 @@ def payload(trace: Trace, steps: list[int] | None = None) -> dict:
         "losses": [_loss(trace, step) for step in complete],
         "durations": [1e3 * trace.duration(step) for step in complete],
         "history": trace.run.get("history") or [],
-        "plan": plan,
+        "plan": _plan(trace.run.get("plan_rows")),
         "plan_text": str(trace.run.get("plan") or ""),
         "collectives": collective_rows(trace) if trace.messages else None,
         "fit": fit_text(trace) if trace.messages else "",
@@ -112,7 +110,8 @@ def _timeline(trace: Trace, step: int) -> dict:
             times = {"sent": ms(m.sent), "ready": ms(m.ready), "done": ms(m.done)}
             late = {"sender_late": m.sender_late, "receiver_late": m.receiver_late, "wire": m.wire}
             record |= {key: round(1e3 * value, 5) for key, value in late.items()}
-            messages.append({**record, **times, "group": list(m.group), "hidden": is_hidden(m, busy)})
+            words = {"content": m.content, "reason": m.reason, "group": list(m.group)}
+            messages.append({**record, **times, **words, "hidden": is_hidden(m, busy)})
     adjoints = adjoint_messages(trace, step)
     duration = 1e3 * trace.duration(step)
     return {

@@ -10,13 +10,31 @@ from pathlib import Path
 
 from minidnn.errors import InputError
 
-PHASES = ("input", "forward", "backward", "gradient sync", "update")
+PHASES = ("input", "forward", "backward", "gradient sync", "metrics", "update")
 STATES = ("input", "compute", "comm", "wait", "other")
+CONTENTS = {
+    "forward": "activations",
+    "backward": "gradients of activations",
+    "gradient sync": "gradients of weights",
+    "update": "weights",
+    "metrics": "loss and counts",
+}
+REASONS = {
+    "forward": "{layer} needs them in another placement than the layer before it left them",
+    "backward": "the gradient of what {layer} was given goes back to where that came from",
+    "gradient sync": "ranks with a copy of {layer} must get the same, summed gradient",
+    "update": "each rank updated its shard of {layer} and the others need it",
+    "metrics": "every rank must know the loss of the whole batch",
+}
 
 
 @dataclass(slots=True)
 class Span:
-    """A stretch of time (seconds) that one rank spent in one state."""
+    """A stretch of time (seconds) that one rank spent in one state.
+
+    `until` is for waiting: the arrival that ended it is noted in the ledger a little later, when the rank
+    goes on with the collective, at `until` at the latest.
+    """
 
     rank: int
     state: str
@@ -27,6 +45,7 @@ class Span:
     begin: float
     end: float
     flops: float = 0.0
+    until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -75,6 +94,19 @@ class Message:
     ready: float
     done: float
     difference: float | None = None
+
+    @property
+    def content(self) -> str:
+        """What is in the message: the tensor's name, or its kind."""
+        return self.tensor or CONTENTS.get(self.phase, "data")
+
+    @property
+    def reason(self) -> str:
+        """Why it is sent; a cause that only repeats the layer is put into words."""
+        words = REASONS.get(self.phase, "").format(layer=self.layer)
+        if not words or self.cause in ("", self.layer):
+            return words or self.cause
+        return f"{self.cause}: {words}"
 
     @property
     def sender_late(self) -> float:
@@ -148,13 +180,11 @@ class Trace:
         return self._index[1].get(step, [])
 
     def layers(self) -> list[str]:
-        """Layer names in the order in which they first compute, then those that only communicate."""
-        seen = {}
+        """Layer names in the order of the forward pass, taken from the plan or else from what computes."""
+        rows = (self.run.get("plan_rows") or {}).get("rows", [])
+        seen = {row["name"]: None for row in rows if row["kind"] == "layer"}
         for rank in self.ranks:
             for span in self.spans.get(rank, []):
                 if span.layer and span.state == "compute" and span.phase == "forward":
                     seen.setdefault(span.layer)
-        for message in self.messages:
-            if message.layer:
-                seen.setdefault(message.layer)
         return list(seen)

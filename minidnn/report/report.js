@@ -82,8 +82,8 @@ function showDetails(kind, record, adjoints) {
   const other = m.phase === "forward" ? "Its gradient comes back in backward by" : "It returns the gradient of the forward";
   const adjoint = names.length ? `<p>${other}: ${names.slice(0, 4).join(" ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""}</p>`
     : `<p class="why">${m.phase === "gradient sync" ? "Its adjoint is the use of the same weights on every rank, which needs no message." : "It has no adjoint message."}</p>`;
-  byId("details").innerHTML = `<p><b>${escape(m.op || "send")} of ${escape(m.tensor || "data")} for ${escape(m.layer)}</b>: rank ${m.source} to rank ${m.dest}` +
-    (m.cause ? ` <span class="why">because ${escape(m.cause)}</span>` : "") + "</p>" + adjoint + list([
+  byId("details").innerHTML = `<p><b>${escape(m.op || "send")} of ${escape(m.content)} for ${escape(m.layer)}</b>: rank ${m.source} to rank ${m.dest}` +
+    (m.reason ? ` <span class="why">Why: ${escape(m.reason)}.</span>` : "") + "</p>" + adjoint + list([
     ["phase", m.phase], ["algorithm", m.algorithm], ["round", `${m.index} of ${m.count}`], ["ranks", m.group.join(", ")],
     ["bytes", `${m.bytes} (${bytes(m.bytes)})`], ["elements", `${m.start}:${m.stop} ${m.dtype}`], ["tag", m.tag], ["chunk", m.chunk],
     ["sent", span(m.sent)], ["receive posted", span(m.ready)], ["arrived", span(m.done)], ["sender late", span(m.sender_late)],

@@ -42,13 +42,14 @@ def layer_phase_table(trace: Trace, steps: list[int] | None = None) -> str:
             entry[0] += message.bytes
             entry[1] += 1
     used = {phase for _, phase in [*seconds, *sent]}
-    phases = [phase for phase in PHASES if phase in used]
-    layers = trace.layers() + ([""] if any(layer == "" for layer, _ in [*seconds, *sent]) else [])
+    phases = sorted(used, key=lambda phase: PHASES.index(phase) if phase in PHASES else len(PHASES))
+    active = {layer: None for layer, _ in [*seconds, *sent]}
+    layers = [layer for layer in dict.fromkeys([*trace.layers(), *active]) if layer in active]
     rows = []
     for layer in layers:
         times = [seconds.get((layer, phase), 0.0) for phase in phases]
         counts = [sent.get((layer, phase), [0, 0]) for phase in phases]
-        row = [layer or "(no layer)"]
+        row = [layer or "-"]
         row += [f"{1e3 * t / share:.3f}" if t else "" for t in times]
         row += [f"{b / share / 2**20:.3f} ({n / share:g})" if n else "" for b, n in counts]
         rows.append(row)

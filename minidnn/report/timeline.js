@@ -191,10 +191,10 @@ class Timeline {
   tip(item) {
     if (item.seriesId === "messages") {
       const m = this.step.messages[item.dataIndex];
-      return `<b>${escape(m.op || "send")} of ${escape(m.tensor || "data")}, ${escape(m.layer)}</b> (${escape(m.phase)})<br>` +
+      return `<b>${escape(m.op || "send")} of ${escape(m.content)}, ${escape(m.layer)}</b> (${escape(m.phase)})<br>` +
         `rank ${m.source} &rarr; rank ${m.dest}, ${bytes(m.bytes)} ${escape(m.dtype)}, elements ${m.start}:${m.stop}<br>` +
         `${m.algorithm ? escape(m.algorithm) + ", " : ""}round ${m.index} of ${m.count}; sent ${span(m.sent)}, arrived ${span(m.done)}` +
-        (m.cause ? `<br>why: ${escape(m.cause)}` : "");
+        (m.reason ? `<br>why: ${escape(m.reason)}` : "");
     }
     const [begin, end, lane, kind, layer, phase, chunk, flops] = this.step.pieces[item.dataIndex];
     const what = kind === "compute" ? `${layer} ${phase}`.trim() : this.data.kinds[kind] || kind;

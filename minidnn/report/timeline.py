@@ -6,13 +6,12 @@ or hidden behind computing). Waiting is hatched: for a late sender, or for a lat
 
 from pathlib import Path
 
-from minidnn.report.colors import STATE_COLORS, families, ink, layer_colors, lighter
+from minidnn.report.colors import HATCHES, HATCHING, STATE_COLORS, families, ink, layer_colors, lighter
 from minidnn.report.matplot import pyplot
 from minidnn.report.pieces import Piece, communication, is_hidden, pieces, working
 from minidnn.report.records import Trace
 from minidnn.report.text import time
 
-HATCHES = {"sender_late": "////", "receiver_late": "\\\\\\\\"}
 NAMES = {
     "input": "input",
     "update": "update",
@@ -23,7 +22,6 @@ NAMES = {
     "receiver_late": "waiting, receiver late",
 }
 BROAD, THIN = 0.46, 0.09  # heights of the two bars, of a lane of height 1
-OUTLINE = "#8A8F98"
 
 
 def save_timeline(trace: Trace, paths: list[str | Path] | str | Path, step: int | None = None) -> None:
@@ -79,7 +77,12 @@ def _bar(axes, piece: Piece, lane: int, zero: float, colors: dict[str, str]) -> 
         color = lighter(color) if piece.span.phase == "forward" else color
         style = {"facecolors": color, "edgecolors": "white", "linewidth": 0.4}
     elif piece.kind in HATCHES:
-        style = {"facecolors": "white", "edgecolors": OUTLINE, "hatch": HATCHES[piece.kind], "linewidth": 0.4}
+        style = {
+            "facecolors": "white",
+            "edgecolors": HATCHING,
+            "hatch": HATCHES[piece.kind],
+            "linewidth": 0.4,
+        }
     times = [(1e3 * (piece.begin - zero), 1e3 * (piece.end - piece.begin))]
     axes.broken_barh(times, (lane - BROAD / 2, BROAD), zorder=2, **style)
 
@@ -143,7 +146,7 @@ def _legend(figure, axes, trace: Trace, colors: dict[str, str], used: set[str]) 
     handles.append(Patch(facecolor=lighter("#555555"), label="lighter: forward, darker: backward"))
     for kind, name in NAMES.items():
         if kind in used and kind in HATCHES:
-            handles.append(Patch(facecolor="white", edgecolor=OUTLINE, hatch=HATCHES[kind], label=name))
+            handles.append(Patch(facecolor="white", edgecolor=HATCHING, hatch=HATCHES[kind], label=name))
         elif kind in used:
             handles.append(Patch(facecolor=STATE_COLORS[kind], label=name))
     for kind, line in (("exposed", "-"), ("hidden", "--")):

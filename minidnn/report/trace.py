@@ -214,6 +214,10 @@ def _sort_in(trace: Trace, rank: int, records: list[dict], shift: float) -> None
         elif record["kind"] == "memory":
             memory.append({**record, "time": record.get("time", 0.0) + shift})
     spans.sort(key=lambda span: span.begin)
+    for i, span in enumerate(spans):
+        # what follows a wait is the state before it, for a moment, and then the collective going on
+        after = (later.end for later in spans[i + 1 : i + 3] if later.state == "comm")
+        span.until = next(after, span.end)
 
 
 def _step(record: dict) -> int:
