@@ -1,0 +1,126 @@
+"""The table at the end of a run: where the time went, and every byte against the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from ..comm.communicator import Communicator
+from ..comm.ledger import Ledger
+from ..parallel.plan import Plan
+from ..report.text import size, table
+
+STATES = {
+    "input": "input",
+    "compute": "compute",
+    "comm": "communication",
+    "wait": "idle (waiting)",
+    "other": "other",
+}
+
+
+class Meter:
+    """What the training steps alone cost: differences of the ledger's counters around each step."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.seconds = dict.fromkeys(STATES, 0.0)
+        self.traffic: dict[tuple[str, str, str], np.ndarray] = {}
+        self.batches: Counter[int] = Counter()
+
+    def begin(self) -> None:
+        """Before a run of training steps."""
+        self._seconds = _by_state(self.ledger)
+        self._traffic = {key: np.array(cell) for key, cell in self.ledger.traffic.items()}
+
+    def end(self) -> None:
+        """After it."""
+        for state, seconds in _by_state(self.ledger).items():
+            self.seconds[state] += seconds - self._seconds[state]
+        for key, cell in self.ledger.traffic.items():
+            gained = np.array(cell) - self._traffic.get(key, 0)
+            self.traffic[key] = self.traffic.get(key, 0) + gained
+
+    @property
+    def steps(self) -> int:
+        return sum(self.batches.values())
+
+
+def _by_state(ledger: Ledger) -> dict[str, float]:
+    seconds = dict.fromkeys(STATES, 0.0)
+    for (state, _, _), value in ledger.times().items():
+        seconds[state] += value
+    return seconds
+
+
+def time_table(comm: Communicator, meter: Meter) -> tuple[str, np.ndarray]:
+    """Milliseconds per step in each state, for every rank; and the numbers (ranks, states)."""
+    mine = np.array([meter.seconds[s] for s in STATES])
+    everyone = comm.exchange(1e3 * mine / max(1, meter.steps))
+    rows = [[title, *(f"{v:.2f}" for v in everyone[:, i])] for i, title in enumerate(STATES.values())]
+    rows += [[], ["step", *(f"{v:.2f}" for v in everyone.sum(axis=1))]]
+    header = ["ms per step", *(f"rank {r}" for r in range(comm.size))]
+    return table(rows, header, f"Time of a step, mean of {meter.steps}"), everyone
+
+
+def traffic_table(comm: Communicator, meter: Meter, plans: dict[int, Plan]) -> tuple[str, bool]:
+    """Messages and bytes sent per step by layer and phase, all ranks together, against the plan.
+
+    Returns
+    -------
+    text, ok
+        `ok` is False on every rank if any count of any rank differs from its plan's.
+    """
+    planned: dict[tuple[str, str, str], np.ndarray] = {}
+    for batch, times in meter.batches.items():
+        for m in plans[batch].messages(comm.rank):
+            key = (m.layer, m.phase, m.op)
+            cell = planned.setdefault(key, np.zeros(4, np.int64))
+            first = 0 if m.kind == "send" else 2
+            cell[first] += times
+            cell[first + 1] += m.bytes * times
+    keys = list(planned)
+    keys += [k for k, cell in meter.traffic.items() if k not in planned and np.any(cell)]
+    differs = any(
+        np.any(np.asarray(meter.traffic.get(k, np.zeros(4))) != planned.get(k, np.zeros(4))) for k in keys
+    )
+    ok = not comm.exchange(np.array([differs])).any()
+    names = _all_keys(comm, keys)
+    zero = np.zeros(4, np.int64)
+    mine = np.array(
+        [np.concatenate([meter.traffic.get(k, zero), planned.get(k, zero)]) for k in names], np.int64
+    ).reshape(len(names), 8)
+    total = comm.exchange(mine).sum(axis=0)
+    steps = max(1, meter.steps)
+    rows = []
+    for (layer, phase, op), cell in zip(names, total, strict=True):
+        same = "equal" if (cell[:2] == cell[4:6]).all() else "DIFFERS"
+        rows.append([layer, phase, op, f"{cell[0] / steps:g}", size(cell[1] / steps), size(cell[5] / steps), same])
+    whole = total.sum(axis=0)
+    rows += [[], ["all", "", "", f"{whole[0] / steps:g}", size(whole[1] / steps), size(whole[5] / steps), _word(ok)]]
+    title = f"Sent in a step, {comm.size} ranks together, against the plan's closed form"
+    return table(rows, ["layer", "phase", "operation", "messages", "bytes", "plan", ""], title), ok
+
+
+def _word(ok: bool) -> str:
+    return "equal" if ok else "DIFFERS"
+
+
+_WIDTH = 64
+
+
+def _all_keys(comm: Communicator, keys: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The keys of all ranks, in the order of the first rank that has them."""
+    counts = comm.exchange(np.array([len(keys)]))[:, 0]
+    longest = int(counts.max())
+    block = np.zeros((longest, 3, _WIDTH), np.uint8)
+    for i, key in enumerate(keys):
+        for j, text in enumerate(key):
+            raw = np.frombuffer(text.encode()[:_WIDTH], np.uint8)
+            block[i, j, : len(raw)] = raw
+    found: dict[tuple[str, str, str], None] = {}
+    for rank, theirs in enumerate(comm.exchange(block)):
+        for i in range(counts[rank]):
+            found[tuple(bytes(t).rstrip(b"\0").decode() for t in theirs[i])] = None
+    return list(found)

@@ -1,0 +1,175 @@
+"""The options that every training program takes, on the command line or from a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..nn.models import MODELS
+from ..parallel.schedule import PIPELINES
+from ..parallel.strategies import STRATEGIES
+from ..parallel.strategy import Options
+
+# Of a run with --check that does not say how long. Longer ones are honest in float64 only: in float32, rounding
+# sooner or later turns a ReLU on in one run that is off in the other, and from there they part.
+CHECK_STEPS = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains by InputError, so that under MPI one rank speaks for all."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (see --help)")
+
+
+def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
+    """The parser of a training program; `strategy` is its default, or None to ask for one."""
+    p = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags override it")
+    _model_options(p.add_argument_group("model and data"))
+    _training_options(p.add_argument_group("training"))
+    _parallel_options(p.add_argument_group("parallelism"), strategy)
+    _output_options(p.add_argument_group("output"))
+    return p
+
+
+def _model_options(g) -> None:
+    g.add_argument("--model", default="alexnet", help=f"one of {', '.join(MODELS)}")
+    g.add_argument("--variant", default="thesis", help="of alexnet: thesis, 2012 or owt")
+    g.add_argument("--norm", default="lrn", help="of alexnet: lrn or batch")
+    g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
+    g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
+    g.add_argument("--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes")
+    g.add_argument("--image", type=int, help="pixels; default 56, or the data set's")
+    g.add_argument("--classes", type=int, default=10, help="of the embedded shapes")
+    g.add_argument("--images", type=int, default=2000, help="training images of the embedded shapes")
+    g.add_argument("--augment", action="store_true", help="random flips and crops")
+
+
+def _training_options(g) -> None:
+    g.add_argument("--batch", type=int, help="samples of a step over all ranks; default 16")
+    g.add_argument("--batch-per-rank", type=int, help="samples of a step per rank, instead")
+    g.add_argument("--epochs", type=int, help="default 4")
+    g.add_argument("--steps", type=int, help="of an epoch; default once through the data")
+    g.add_argument("--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none")
+    g.add_argument("--lr", type=float, default=0.01)
+    g.add_argument("--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate")
+    g.add_argument("--momentum", type=float, default=0.9)
+    g.add_argument("--weight-decay", type=float, default=5e-4)
+    g.add_argument("--decay", type=float, default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
+    g.add_argument("--dtype", default="float32", help="float32 or float64")
+    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--device", default="cpu", help="cpu or gpu")
+
+
+def _parallel_options(g, strategy: str | None) -> None:
+    g.add_argument("--strategy", default=strategy, help=f"one of {', '.join(STRATEGIES)}")
+    g.add_argument("--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto")
+    g.add_argument("--buckets", type=float, default=25.0, metavar="MIB", help="gradient buckets; 0: one per parameter")
+    g.add_argument("--sharded-momentum", action="store_true", help="each rank updates its shard of the gradients")
+    g.add_argument("--local-batch-norm", action="store_true", help="do not synchronise batch norm over ranks")
+    g.add_argument("--scheme", default="a", help="of owt: a, b or c")
+    g.add_argument("--fc-update", default="once", help="of owt: once, or each chunk")
+    g.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers")
+    g.add_argument("--micro-batches", type=int, default=1, metavar="M")
+    g.add_argument("--schedule", default="1f1b", help=f"of layer_split: {', '.join(PIPELINES)}")
+    g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as 5,11")
+    g.add_argument("--balance", default="estimated", help="of layer_split: estimated or measured layer costs")
+    g.add_argument("--dp", type=int, help="of hybrid: rows of the process grid")
+    g.add_argument("--debug-comm", action="store_true", help="compare a header before every collective")
+
+
+def _output_options(g) -> None:
+    g.add_argument("--check", action="store_true", help="run the one-process twin beside, and compare")
+    g.add_argument("--plot", metavar="FILE.png", help="curves, and where the time went")
+    g.add_argument("--trace", metavar="DIR", help="record every message; write tables, pictures and a report")
+    g.add_argument("--trace-steps", type=int, default=20, metavar="N", help="keep the last N steps of a trace")
+    g.add_argument("--overwrite", action="store_true", help="let --trace replace an earlier run's folder")
+    g.add_argument("--explain", action="store_true", help="tell step 1 in words")
+    g.add_argument("--quiet", action="store_true", help="do not print the plan")
+
+
+def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse flags over a TOML file over defaults.
+
+    Raises
+    ------
+    InputError
+        An unknown option or a value that does not fit, in either place.
+    """
+    first, _ = p.parse_known_args(argv)
+    if first.config:
+        p.set_defaults(**_read_toml(p, first.config))
+    args = p.parse_args(argv)
+    if args.batch is not None and args.batch_per_rank is not None:
+        raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
+    for name in ("batch", "batch_per_rank", "epochs", "steps", "images", "trace_steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    if args.check and args.epochs is None and args.steps is None:
+        args.steps, args.epochs = CHECK_STEPS, 1
+    args.epochs = args.epochs or 4
+    for name, known in (("balance", ("estimated", "measured")), ("device", ("cpu", "gpu"))):
+        if getattr(args, name) not in known:
+            raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
+    return args
+
+
+def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror or error}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {path}: not TOML: {error}") from None
+    actions = {a.dest: a for a in p._actions}
+    defaults = {}
+    for key, value in values.items():
+        action = actions.get(key.replace("-", "_"))
+        if action is None or action.dest in ("config", "help"):
+            known = sorted(d.replace("_", "-") for d in actions if d not in ("config", "help"))
+            raise InputError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
+        if action.type is not None and not isinstance(value, bool):
+            try:
+                value = action.type(value)
+            except (TypeError, ValueError):
+                raise InputError(f"--config {path}: {key} = {value!r} is no {action.type.__name__}") from None
+        elif (action.type is None and action.const is True) != isinstance(value, bool):
+            kind = "true or false" if action.const is True else "a text"
+            raise InputError(f"--config {path}: {key} = {value!r}: expected {kind}")
+        defaults[action.dest] = value
+    return defaults
+
+
+def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
+    """The planner's options from the command line's."""
+    stages = None
+    if args.stages:
+        try:
+            stages = tuple(int(s) for s in args.stages.split(","))
+        except ValueError:
+            raise InputError(f"--stages {args.stages}: expected layer numbers with commas between, as 5,11") from None
+    values: dict[str, object] = {
+        "dtype": args.dtype,
+        "all_reduce": args.all_reduce,
+        "bucket_mib": args.buckets,
+        "sharded_momentum": args.sharded_momentum,
+        "sync_batch_norm": not args.local_batch_norm,
+        "micro_batches": args.micro_batches,
+        "schedule": args.schedule,
+        "stages": stages,
+        "scheme": args.scheme,
+        "fc_update": args.fc_update,
+        "fc_pairs": args.fc_pairs,
+        "dp": args.dp,
+    }
+    return Options(**(values | overrides))

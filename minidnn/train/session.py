@@ -1,0 +1,168 @@
+"""What every training program sets up: data, model, strategy, executor, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import nn
+from .._blas import STATUS
+from ..backend import get_array_module
+from ..comm.communicator import Communicator
+from ..data import Augment, DataLoader, Shapes, open_dataset
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..optim import SGD
+from ..parallel import Executor, PlacementError, Strategy, check_plan, make_strategy
+from ..parallel.costs import measured_costs
+from .options import parallel_options
+from .twin import Twin, chunk_rows
+
+NO_PREFETCH_THREAD = 0
+
+
+class Session:
+    """Everything that one rank needs to train, made from the options.
+
+    Attributes
+    ----------
+    executor : Executor
+    dataset : Dataset
+    train, validation : DataLoader
+        This rank's rows; `validation` is None with ``--validation 0``.
+    """
+
+    def __init__(self, comm: Communicator, args: argparse.Namespace) -> None:
+        self.comm, self.args = comm, args
+        comm.debug = args.debug_comm
+        self.ledger = comm.ledger
+        self.xp = get_array_module(args.device)
+        with self.ledger.during("input"):
+            self.dataset = self._dataset()
+        self.batch = self._batch()
+        self.model = self.new_model()
+        shape = (self.dataset.image, self.dataset.image, 3)
+        self.options = parallel_options(args, **self._measured(shape))
+        self.strategy = self._strategy(shape)
+        self.executor = Executor(
+            self.model,
+            shape,
+            self.strategy,
+            comm,
+            self.batch,
+            self.options,
+            args.seed,
+            self.optimiser,
+            self.xp,
+            title=args.model,
+        )
+        check_plan(self.executor.plan)
+        self.train = self.loader(training=True)
+        self.validation = self.loader(training=False) if args.validation else None
+
+    def say(self, *text: object) -> None:
+        """Print, on rank 0."""
+        if self.comm.rank == 0:
+            print(*text, flush=True)
+
+    def _dataset(self) -> Dataset:
+        args = self.args
+        if args.data is None:
+            return Shapes(args.classes, args.image or 56, args.images, max(1, args.validation), seed=args.seed)
+        show = None if self.comm.rank == 0 else False
+        return open_dataset(args.data, args.image, progress=show)
+
+    def _batch(self) -> int:
+        if self.args.batch_per_rank:
+            return self.args.batch_per_rank * self.comm.size
+        return self.args.batch or 16
+
+    def new_model(self) -> nn.Sequential:
+        """The model that the options ask for, without weights."""
+        args, image, classes = self.args, self.dataset.image, len(self.dataset.classes)
+        if args.model == "alexnet":
+            options: dict[str, Any] = {
+                "variant": args.variant,
+                "norm": args.norm,
+                "dropout": args.dropout,
+                "width": args.width,
+            }
+            return nn.build("alexnet", image=image, classes=classes, **options)
+        if args.model == "lenet":
+            return nn.build("lenet", image=image, channels=3, classes=classes)
+        raise InputError(f"--model {args.model}: expected alexnet or lenet, which train on images")
+
+    def _measured(self, shape: tuple[int, ...]) -> dict[str, object]:
+        """Options that are measured on this machine, the same on every rank."""
+        found: dict[str, object] = {}
+        if self.args.balance == "measured":
+            costs = measured_costs(self.new_model(), shape, max(1, self.batch // self.comm.size))
+            found["costs"] = tuple(self.comm.exchange(np.array(costs))[0].tolist())
+        if self.args.all_reduce == "auto":
+            from ..comm.tuning import measure
+
+            found["alpha"], found["beta"] = (float(x) for x in measure(self.comm))
+        return found
+
+    def _strategy(self, shape: tuple[int, ...]) -> Strategy:
+        try:
+            return make_strategy(self.args.strategy, self.model, shape, self.comm.size, self.options)
+        except (PlacementError, ValueError) as error:
+            raise InputError(str(error)) from error
+
+    def optimiser(self, groups: Mapping[str, list]) -> SGD:
+        """Momentum SGD with one group for each update group of the strategy."""
+        args = self.args
+        scale = {"conv": args.conv_lr_scale}
+        return SGD(
+            [{"params": p, "lr": args.lr * scale.get(name, 1.0)} for name, p in groups.items()],
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
+            decay=args.decay,
+        )
+
+    def loader(self, training: bool, whole: bool = False) -> DataLoader:
+        """Batches of the training or validation split; `whole`: all rows, for the twin."""
+        args, executor, rank = self.args, self.executor, self.comm.rank
+        first, last = executor.plan.input_rows(rank)
+
+        def rows(size: int) -> slice:
+            return slice(*executor.plan_for(size, training).input_rows(rank))
+
+        split = self.dataset.train if training else self.dataset.validation
+        options: dict[str, Any] = {"seed": args.seed, "shuffle": True, "dtype": args.dtype}
+        if training:
+            options |= {"steps": args.steps, "augment": Augment() if args.augment else None}
+        else:
+            batch = min(max(self.batch, 16 * self.comm.size), len(split))
+            options |= {"steps": max(1, min(args.validation, len(split)) // batch), "shuffle": False}
+            return DataLoader(split, batch, rows=rows if first < last else None, **options)
+        if whole:
+            return DataLoader(split, self.batch, prefetch=NO_PREFETCH_THREAD, **options)
+        return DataLoader(split, self.batch, rows=rows if first < last else None, **options)
+
+    def twin(self) -> Twin | None:
+        """The one-process twin, on rank 0."""
+        if self.comm.rank > 0:
+            return None
+        args, fc_start, chunks = self.args, None, None
+        if self.strategy.update_groups == ("conv", "fc"):
+            fc_start = self.strategy.starts[0]
+            if args.fc_update == "each":
+                chunks = chunk_rows(args.scheme, self.strategy.grid.mp)
+        return Twin(self.new_model(), self.optimiser, args.seed, args.dtype, fc_start, chunks)
+
+    def describe(self) -> str:
+        """What runs where, in a line or two."""
+        nodes = len(set(self.comm.nodes))
+        where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
+        return f"{where}, {STATUS}, {self.args.device}\n{self.dataset!r}"
+
+
+def is_terminal() -> bool:
+    """Whether a progress bar may redraw its line."""
+    return sys.stderr.isatty()

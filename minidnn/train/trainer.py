@@ -1,0 +1,181 @@
+"""The training loop of the examples and of `minidnn train`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+
+from ..comm.communicator import Communicator
+from ..comm.guard import launch
+from ..data import Batch
+from ..data.progress import ProgressBar
+from ..parallel import Result, gather_weights, replicas_equal
+from ..report.text import size
+from .closing import Meter, time_table, traffic_table
+from .history import History
+from .options import parse, parser
+from .session import Session
+from .tracing import Tracing
+from .twin import LIMITS, largest_difference
+
+STALL = 300.0  # seconds without a step after which a rank says where it hangs
+
+
+def run(description: str, strategy: str | None, argv: Sequence[str] | None = None) -> None:
+    """A whole program: options, guard, training, closing table.
+
+    Exits with code 0, 1 (the check failed, or a rank raised) or 2 (bad input).
+    """
+    launch(_main, description, strategy, argv, stall=STALL)
+
+
+def _main(comm: Communicator, description: str, strategy: str | None, argv: Sequence[str] | None) -> None:
+    args = parse(parser(description, strategy), argv)
+    train(comm, args)
+
+
+def train(comm: Communicator, args: argparse.Namespace) -> None:
+    """Train as the options say, print the closing table, and exit with code 1 if a check failed."""
+    session = Session(comm, args)
+    session.say(session.describe())
+    if not args.quiet:
+        session.say(session.executor.plan, "\n")
+    trainer = Trainer(session)
+    for epoch in range(args.epochs):
+        for batch in trainer.batches(epoch):
+            trainer.record(batch, session.executor.step(batch.images, batch.labels))
+        trainer.validate(epoch)
+    trainer.close()
+
+
+class Trainer:
+    """What goes on around the steps: batches, the progress bar, validation, the twin, the closing table.
+
+    >>> for batch in trainer.batches(epoch):
+    ...     result = executor.step(batch.images, batch.labels)
+    ...     trainer.record(batch, result)
+    >>> trainer.validate(epoch)
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.args = session, session.args
+        self.executor, self.comm = session.executor, session.comm
+        self.meter, self.history = Meter(session.ledger), History()
+        self.tracing = Tracing(session)
+        self.twin = session.twin() if self.args.check else None
+        self.twin_batches = session.loader(training=True, whole=True) if self.twin else None
+        self.loss_difference = 0.0
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, this rank's images on the device; loading counts as input."""
+        session, ledger = self.session, self.session.ledger
+        total = len(session.train)
+        source = session.train.epoch(epoch)
+        self._twins = self.twin_batches.epoch(epoch) if self.twin else None
+        self.epoch = _Epoch(epoch, self.args.epochs, total, show=self.comm.rank == 0)
+        for _ in range(total):
+            self.meter.begin()
+            self.tracing.begin_step(self.executor.iteration)
+            with ledger.scope(phase="input"), ledger.during("input", "", "input"):
+                batch = next(source)
+                if batch.images is not None:
+                    batch = replace(batch, images=self.executor.xp.asarray(batch.images))
+            yield batch
+        self.epoch.close()
+
+    def record(self, batch: Batch, result: Result) -> None:
+        """Count a step that is done, draw the progress bar, and let the twin make the same step."""
+        self.tracing.end_step(result)
+        self.meter.batches[len(batch.labels)] += 1
+        self.meter.end()
+        self.epoch.add(result, self.executor.plan.bytes_sent(self.comm.rank))
+        if self._twins is not None:
+            whole = next(self._twins)
+            loss = self.twin.step(whole.images, whole.labels)
+            self.loss_difference = max(self.loss_difference, abs(loss - result.loss))
+
+    def validate(self, epoch: int) -> None:
+        """Loss and accuracy on the validation split; prints the epoch's line."""
+        validation = self._validation()
+        self.session.ledger.labels = self.session.ledger.labels._replace(step=None)
+        e = self.epoch
+        self.history.add(e.losses, e.accuracy, validation, e.seconds, e.samples)
+        self.session.say(self.history.line(epoch))
+
+    def _validation(self) -> tuple[float, float] | None:
+        if self.session.validation is None:
+            return None
+        loss = correct = samples = 0.0
+        for batch in self.session.validation.epoch(0):
+            images = None if batch.images is None else self.executor.xp.asarray(batch.images)
+            result = self.executor.evaluate(images, batch.labels)
+            loss += result.loss * result.samples
+            correct += result.correct
+            samples += result.samples
+        return loss / samples, correct / samples
+
+    def close(self) -> None:
+        """The closing table, the pictures, and the verdict of the checks."""
+        session, comm, args = self.session, self.comm, self.args
+        plans = {n: self.executor.plan_for(n, True) for n in self.meter.batches}
+        times, by_rank = time_table(comm, self.meter)
+        traffic, counted = traffic_table(comm, self.meter, plans)
+        same = replicas_equal(self.executor)
+        session.say("\n" + times, "\n\n" + traffic + "\n")
+        session.say(self.history.closing())
+        session.say(f"replicas: {'equal bit for bit' if same else 'DIFFER'}")
+        if args.plot and comm.rank == 0:
+            self.history.plot(args.plot, by_rank, title=f"{args.model}, {args.strategy}, {comm.size} ranks")
+            print(f"wrote {args.plot}")
+        self.tracing.close(self.history)
+        ok = counted and same
+        if args.check:
+            ok &= self._check()
+        if not ok:
+            raise SystemExit(1)
+
+    def _check(self) -> bool:
+        """The last line of a run with --check; the same verdict on every rank."""
+        weights = gather_weights(self.executor)
+        difference = largest_difference(weights, self.twin.model.state_dict()) if self.twin else 0.0
+        loss, weight = self.comm.exchange(np.array([self.loss_difference, difference]))[0]
+        limit = LIMITS[self.args.dtype]
+        ok = bool(loss <= limit and weight <= limit)
+        self.session.say(f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}")
+        return ok
+
+
+class _Epoch:
+    """The running numbers of one epoch, and their progress bar."""
+
+    def __init__(self, number: int, epochs: int, steps: int, show: bool) -> None:
+        self.name, self.steps = f"epoch {number + 1}/{epochs}", steps
+        self.losses: list[float] = []
+        self.correct = self.samples = 0
+        self.begin = perf_counter()
+        self.seconds = 0.0
+        self.bar = ProgressBar(self.name, steps, None if show else False)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.samples
+
+    def add(self, result: Result, sent: int) -> None:
+        self.losses.append(result.loss)
+        self.correct += result.correct
+        self.samples += result.samples
+        rate = self.samples / (perf_counter() - self.begin)
+        loss = sum(self.losses[-50:]) / len(self.losses[-50:])
+        self.bar.label = (
+            f"{self.name}  loss {loss:.4f}  accuracy {100 * self.accuracy:.1f} %  {rate:.0f} images/s  "
+            f"{size(sent)} sent a step"
+        )
+        self.bar.update(len(self.losses))
+
+    def close(self) -> None:
+        self.seconds = perf_counter() - self.begin
+        self.bar.close()
