@@ -184,7 +184,7 @@ class MPICommunicator(Communicator):
             part = host[start : start + step]
             yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part)]
         if host is not flat:
-            flat.set(host)
+            self.device.to_device(host, flat)
 
 
 def _place(members, rank):

@@ -53,19 +53,20 @@ class DeviceMessages:
             return Request([self.comm.comm.Irecv((array, self.comm.mpi.BYTE), source, tag)], array)
         host = self._pinned(array)
 
-        def upload():
-            array.set(host)
-            self._synchronise()  # the host buffer is used again
-            self._give_back(host)
-
         handles = [self.comm.comm.Irecv(part, source, tag) for part in self.comm.parts(host)]
-        return Request(handles, (host, array), upload)
+        return Request(handles, (host, array), lambda: self.to_device(host, array))
 
     def to_host(self, array) -> np.ndarray:
         """A copy in pinned host memory, complete on return."""
         host = self._pinned(array)
         array.get(out=host)
         return host
+
+    def to_device(self, host: np.ndarray, array) -> None:
+        """Copy what :meth:`to_host` or a receive left in host memory, whose buffer is then used again."""
+        array.set(host)
+        self._synchronise()
+        self._give_back(host)
 
     def _synchronise(self):
         import cupy
