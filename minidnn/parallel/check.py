@@ -113,9 +113,11 @@ def run_schedules(plan: Plan, duration: Callable[[int, Action], float] = lambda 
                     posted.setdefault(key, {}).setdefault(rank, clock[rank])
                 if not isinstance(action, Start) and not all(p in posted.get(key, ()) for p in partners):
                     break
-                begin = max([clock[rank], *(posted[key][p] for p in partners)]) if partners and not isinstance(
-                    action, Start
-                ) else clock[rank]
+                begin = (
+                    max([clock[rank], *(posted[key][p] for p in partners)])
+                    if partners and not isinstance(action, Start)
+                    else clock[rank]
+                )
                 time = duration(rank, action)
                 clock[rank] = begin + time
                 busy[rank] += time
@@ -140,7 +142,9 @@ def _meeting(plan: Plan, rank: int, action: Action) -> tuple[tuple | None, Seque
     row = plan.group("row", rank)
     match action:
         case Start(boundary, chunk, direction) | Finish(boundary, chunk, direction):
-            return ("boundary", boundary, chunk, direction, row), _partners(plan, rank, boundary, chunk, direction, row)
+            return ("boundary", boundary, chunk, direction, row), _partners(
+                plan, rank, boundary, chunk, direction, row
+            )
         case Forward(segment, chunk) | Backward(segment, chunk) | BackwardInput(segment, chunk):
             direction = "forward" if isinstance(action, Forward) else "backward"
             part = plan.chunks_of(rank)[segment][chunk]
@@ -165,7 +169,9 @@ def _meeting(plan: Plan, rank: int, action: Action) -> tuple[tuple | None, Seque
             return None, ()
 
 
-def _partners(plan: Plan, rank: int, boundary: int, chunk: int, direction: str, row: Sequence[int]) -> list[int]:
+def _partners(
+    plan: Plan, rank: int, boundary: int, chunk: int, direction: str, row: Sequence[int]
+) -> list[int]:
     part = plan.chunks_of(rank)[boundary + 1][chunk]
     ends: set[int] = set()
     for exchange in plan.boundaries[boundary].exchanges:

@@ -11,6 +11,7 @@ from .placement import OnRank, Placement, Shard, bounds
 from .plan import Chunk, Exchange, LayerPlan, Message, Plan
 from .shard import parameter_placement, requirement
 
+
 def plan_text(plan: Plan, ranks: Iterable[int] | None = None) -> str:
     """The listing that `print(plan)` shows; by default of all ranks up to 8, of rank 0 beyond."""
     if ranks is None:
@@ -49,7 +50,9 @@ def _rank_lines(plan: Plan, rank: int) -> list[str]:
             exchanges = [e for e in layer.exchanges if e]
             if boundary and position == 0:
                 exchanges += boundary.exchanges
-            rows += [["", _exchange_text(e, chunks), "", "", "", ""] for e in exchanges if _takes_part(e, member)]
+            rows += [
+                ["", _exchange_text(e, chunks), "", "", "", ""] for e in exchanges if _takes_part(e, member)
+            ]
             if not (isinstance(layer.placement, OnRank) and layer.placement.rank != member):
                 rows.append(_layer_row(plan, layer, chunks[0], member, held))
     memory = rank_memory(plan, rank)
@@ -120,7 +123,9 @@ def _message_table(messages: list[Message]) -> str:
         for kind, verb in (("send", "to"), ("recv", "from")):
             for (peer, n_bytes), same in _count((m.peer, m.bytes) for m in run if m.kind == kind):
                 times = f"{same} x " if same > 1 else ""
-                parts.append(f"{'send' if kind == 'send' else 'receive'} {times}{size(n_bytes)} {verb} {peer}")
+                parts.append(
+                    f"{'send' if kind == 'send' else 'receive'} {times}{size(n_bytes)} {verb} {peer}"
+                )
         rows.append([phase, layer, chunk, f"{op} {algorithm}", rounds, "; ".join(parts)])
     if not rows:
         return "(none)"

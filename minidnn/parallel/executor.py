@@ -112,7 +112,9 @@ class Executor:
         title: str = "model",
     ) -> None:
         if comm.size != strategy.grid.size:
-            raise ValueError(f"strategy {strategy.name!r} is made for {strategy.grid.size} ranks, not {comm.size}")
+            raise ValueError(
+                f"strategy {strategy.name!r} is made for {strategy.grid.size} ranks, not {comm.size}"
+            )
         self.model, self.shape, self.strategy, self.comm = model, tuple(shape), strategy, comm
         self.options, self.seed, self.xp, self.title = options or Options(), seed, xp, title
         self.dtype = np.dtype(self.options.dtype)
@@ -126,12 +128,20 @@ class Executor:
         self.column = comm.split(rank % grid.mp, rank) if grid.dp > 1 else None
         self.replica = Replica(self.plan, rank, seed, xp, self.group)
         sums = [
-            BucketSum(b, [self.replica.parameters[n] for n in b.names], self.group(b.group), self.options.algorithms, xp)
+            BucketSum(
+                b,
+                [self.replica.parameters[n] for n in b.names],
+                self.group(b.group),
+                self.options.algorithms,
+                xp,
+            )
             for b in self.plan.buckets[rank]
         ]
         self.sync = GradientSync(sums, overlap=self.options.bucket_mib > 0)
         self.groups = {name: self._update_parameters(name) for name in dict.fromkeys(strategy.update_groups)}
-        make = optimiser or (lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9))
+        make = optimiser or (
+            lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9)
+        )
         self.optimiser = make(self.groups)
         self.group_index = {name: i for i, name in enumerate(self.groups)}
         self.update_each = any(isinstance(a, Update) for a in strategy.schedule(self.member))

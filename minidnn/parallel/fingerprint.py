@@ -29,7 +29,10 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
     if comm.size == 1:
         return
     texts = {name: repr(value) for name, value in settings.items()}
-    digests = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "big", signed=True) for t in texts.values()]
+    digests = [
+        int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "big", signed=True)
+        for t in texts.values()
+    ]
     everyone = comm.exchange(np.array(digests, np.int64))
     for i, (name, text) in enumerate(texts.items()):
         column = everyone[:, i]

@@ -69,7 +69,9 @@ class BucketSum:
             if p.grad is None:  # no gradient reached it on this rank
                 p.grad_buffer[...] = 0
                 p.grad = p.grad_buffer
-        with self.comm.ledger.scope(phase="gradient sync", layer=self.bucket.layer, cause="replicated weights"):
+        with self.comm.ledger.scope(
+            phase="gradient sync", layer=self.bucket.layer, cause="replicated weights"
+        ):
             if self.bucket.sharded:
                 steps = collectives.reduce_scatter.steps(
                     self.comm, self.gradients, self.counts, self.algorithms.reduce_scatter
@@ -95,7 +97,9 @@ class BucketSum:
         """After the update of the own shard: all_gather the weights, in place."""
         with self.comm.ledger.scope(phase="update", layer=self.bucket.layer, cause="sharded momentum"):
             own = self.weights[self.start : self.start + self.counts[self.comm.rank]]
-            self.weights[...] = collectives.all_gather(self.comm, own, self.counts, self.algorithms.all_gather)
+            self.weights[...] = collectives.all_gather(
+                self.comm, own, self.counts, self.algorithms.all_gather
+            )
         for p in self.parameters:
             p.version += 1
 

@@ -75,7 +75,9 @@ class _Reader:
         label = _Label(phase, layer.name, chunk)
         exchanges = [self.transfer(e, phase, part, label) for e in layer.exchanges if e is not None]
         statistics = self.statistics(layer, label)
-        for messages in (*exchanges, statistics) if phase == "forward" else (statistics, *reversed(exchanges)):
+        for messages in (
+            (*exchanges, statistics) if phase == "forward" else (statistics, *reversed(exchanges))
+        ):
             yield from messages
 
     def statistics(self, layer: LayerPlan, label: _Label) -> Iterator[Message]:
@@ -92,7 +94,9 @@ class _Reader:
             yield from self.transfer(exchange, direction, part, _Label(direction, boundary.layer, chunk))
 
     def transfer(self, exchange, phase: str, chunk: Chunk, label: _Label) -> Iterator[Message]:
-        transfer: Transfer | None = exchange.forward(chunk) if phase == "forward" else exchange.backward(chunk)
+        transfer: Transfer | None = (
+            exchange.forward(chunk) if phase == "forward" else exchange.backward(chunk)
+        )
         if transfer is not None:
             rounds = transfer.rounds(self.member)
             yield from self.rounds(rounds, transfer.op, transfer.algorithm, self.row, label)

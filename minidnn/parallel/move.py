@@ -146,6 +146,3 @@ class Redistribute(Function):
     def _run(self, transfer: Transfer, x: Any) -> Any:
         holds = transfer.local_shape(transfer.src, self.comm.rank) is not None
         return self.comm.start(move(self.comm, transfer, x if holds else None, self.empty)).wait()
-
-
-

@@ -32,7 +32,9 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     first = everyone[everyone[:, 0].argmin()]
     step = executor.iteration
     if first[0] >= len(names):
-        return NonFiniteError(f"step {step}: the loss is not finite, though every layer's output is: dropout or the labels")
+        return NonFiniteError(
+            f"step {step}: the loss is not finite, though every layer's output is: dropout or the labels"
+        )
     kind = "weights" if first[1] else "output"
     return NonFiniteError(
         f"step {step}: the loss is not finite; the first non-finite value is in the {kind} of layer "

@@ -199,7 +199,9 @@ class Plan:
     row_batches: tuple[int, ...]
     segments: tuple[Segment, ...]
     boundaries: tuple[Boundary, ...]
-    chunks: tuple[tuple[tuple[Chunk, ...], ...], ...]  # [row of the grid][segment]: rows may differ by one sample
+    chunks: tuple[
+        tuple[tuple[Chunk, ...], ...], ...
+    ]  # [row of the grid][segment]: rows may differ by one sample
     buckets: dict[int, tuple[Bucket, ...]]  # by rank: what a rank holds differs
     parameters: dict[int, tuple[Parameter, ...]]
     schedules: dict[int, tuple[Action, ...]]

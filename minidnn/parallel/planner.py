@@ -104,7 +104,9 @@ def _chunks(strategy: Strategy, rows: int) -> tuple[tuple[Chunk, ...], ...]:
 class _Builder:
     """Works out, layer by layer, which communication layers go in."""
 
-    def __init__(self, model: nn.Sequential, shape: tuple[int, ...], strategy: Strategy, options: Options) -> None:
+    def __init__(
+        self, model: nn.Sequential, shape: tuple[int, ...], strategy: Strategy, options: Options
+    ) -> None:
         self.strategy, self.options, self.size = strategy, options, strategy.grid.mp
         rows = list(model.shapes(shape))
         self.names = [name for name, *_ in rows] + [LOSS]
@@ -116,7 +118,8 @@ class _Builder:
         self.out_shapes[LOSS] = ()
         previous = [INPUT, *self.names[:-1]]
         self.sources = {
-            n: (p, *(self.layers[n].also if n != LOSS else ())) for n, p in zip(self.names, previous, strict=True)
+            n: (p, *(self.layers[n].also if n != LOSS else ()))
+            for n, p in zip(self.names, previous, strict=True)
         }
         self.placements = strategy.placements
         self.consumers = {v: [n for n in self.names if v in self.sources[n]] for v in [INPUT, *self.names]}

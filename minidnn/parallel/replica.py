@@ -24,7 +24,9 @@ class Replica:
         Local parameters by name.
     """
 
-    def __init__(self, plan: Plan, rank: int, seed: int, xp: Any, group: Callable[[str], Communicator]) -> None:
+    def __init__(
+        self, plan: Plan, rank: int, seed: int, xp: Any, group: Callable[[str], Communicator]
+    ) -> None:
         self.layers: dict[str, nn.Module] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._flops: dict[str, tuple[float, float]] = {}

@@ -87,7 +87,9 @@ class Update:
     group: str
 
 
-Action = Forward | Backward | BackwardInput | BackwardWeight | Start | Finish | ReduceGradients | Metrics | Update
+Action = (
+    Forward | Backward | BackwardInput | BackwardWeight | Start | Finish | ReduceGradients | Metrics | Update
+)
 
 
 def accumulate(chunks: int) -> list[Action]:

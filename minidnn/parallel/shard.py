@@ -62,7 +62,9 @@ def requirement(name: str, layer: nn.Module, placement: Placement, size: int, in
     if isinstance(layer, nn.Conv2d | nn.LocalResponseNorm):
         local = layer.groups % size == 0  # whole groups stay together: the towers of the 2012 network
         return Requirement(Shard(-1), Shard(-1)) if local else whole_input
-    if isinstance(layer, _CHANNELWISE) or (isinstance(layer, nn.Flatten) and all(n == 1 for n in in_shape[:-1])):
+    if isinstance(layer, _CHANNELWISE) or (
+        isinstance(layer, nn.Flatten) and all(n == 1 for n in in_shape[:-1])
+    ):
         return Requirement(Shard(-1), Shard(-1))
     raise PlacementError(
         f"{name}: {type(layer).__name__} cannot be Shard(-1); it mixes or reorders features. "
@@ -77,7 +79,9 @@ def parameter_placement(placement: Placement) -> Placement:
     return placement if isinstance(placement, OnRank) or placement == Shard(-1) else Replicate()
 
 
-def localise(layer: nn.Module, placement: Placement, size: int, member: int, in_shape: tuple) -> nn.Module | None:
+def localise(
+    layer: nn.Module, placement: Placement, size: int, member: int, in_shape: tuple
+) -> nn.Module | None:
     """The part of `layer` that `member` runs, with parameters of its own; None where it runs nothing."""
     if isinstance(placement, OnRank) and placement.rank != member:
         return None
@@ -146,7 +150,12 @@ class ConvPieces(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = [
-            F.conv2d(x[..., inputs], self.W[..., outputs], None if self.b is None else self.b[outputs], **self.options)
+            F.conv2d(
+                x[..., inputs],
+                self.W[..., outputs],
+                None if self.b is None else self.b[outputs],
+                **self.options,
+            )
             for inputs, outputs in self.pieces
         ]
         return parts[0] if len(parts) == 1 else F.concatenate(parts, axis=-1)

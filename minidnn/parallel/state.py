@@ -62,7 +62,10 @@ def _slices(executor: Executor, member: int) -> dict[str, tuple[slice, ...]]:
 def replicas_equal(executor: Executor) -> bool:
     """Whether all ranks that hold the same part of a parameter hold the same bits; the same answer on every rank."""
     names = [
-        name for layer in executor.plan.layers if layer.layer is not None for name, _ in layer.layer.named_parameters()
+        name
+        for layer in executor.plan.layers
+        if layer.layer is not None
+        for name, _ in layer.layer.named_parameters()
     ]
     mine = np.zeros((len(names), 2), np.int64)
     for i, name in enumerate(names):

@@ -89,7 +89,11 @@ def _stage_starts(model: nn.Sequential, shape: Shape, ranks: int, options: Optio
         units = [sum(costs[a:b]) for a, b in zip(firsts, [*firsts[1:], len(names)], strict=True)]
         return [names[firsts[i]] for i in balanced_starts(units, ranks)]
     stages = list(options.stages)
-    if len(stages) != ranks - 1 or stages != sorted(set(stages)) or not all(0 < i < len(names) for i in stages):
+    if (
+        len(stages) != ranks - 1
+        or stages != sorted(set(stages))
+        or not all(0 < i < len(names) for i in stages)
+    ):
         raise InputError(
             f"--stages {','.join(map(str, stages))}: expected {ranks - 1} rising layer numbers between 1 and "
             f"{len(names) - 1}, the first layers of stages 1 to {ranks - 1}"
@@ -114,7 +118,9 @@ def _one_weird_trick(name: str, model, shape: Shape, grid: Grid, options: Option
     linear = [layer for layer, kind in model if isinstance(kind, nn.Linear)]
     names = model.names
     if not linear or names.index(linear[0]) == 0:
-        raise InputError(f"strategy {name!r} needs layers before the first fully connected one: use tensor or data")
+        raise InputError(
+            f"strategy {name!r} needs layers before the first fully connected one: use tensor or data"
+        )
     split = names.index(linear[0])
     placements: dict[str, Placement] = {layer: Shard(0) for layer in names[:split]}
     if options.fc_pairs:
@@ -165,7 +171,9 @@ def alexnet2012(model: nn.Sequential, shape: Shape, ranks: int, options: Options
     The last linear layer lives on rank 0 alone, as in the published layer files.
     """
     if not any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for _, layer in model):
-        raise InputError("strategy 'alexnet2012' splits a network with grouped convolutions: use --variant 2012")
+        raise InputError(
+            "strategy 'alexnet2012' splits a network with grouped convolutions: use --variant 2012"
+        )
     linear = [n for n, layer in model if isinstance(layer, nn.Linear)]
     split = (nn.Conv2d, nn.LocalResponseNorm, nn.Linear)
     rules: dict[str, Placement] = {n: Shard(-1) for n, layer in model if isinstance(layer, split)}
@@ -217,9 +225,11 @@ def place(placements: Mapping[str, Placement]) -> Callable[..., Strategy]:
                 raise InputError(f"place: no layer is called {pattern!r}; the layers are {', '.join(names)}")
             if isinstance(placement, OnRank) and not 0 <= placement.rank < ranks:
                 raise InputError(f"place: {pattern!r} on rank {placement.rank}, but there are {ranks} ranks")
-        rules = {}
+        rules: dict[str, Placement] = {}
         for name in names:
-            rules |= {name: p for pattern, p in reversed(placements.items()) if fnmatchcase(name, pattern)}
+            for pattern, placement in placements.items():
+                if fnmatchcase(name, pattern):
+                    rules.setdefault(name, placement)
         found = _follow(model, shape, model.names, rules, Shard(0), ranks)
         for name, _, ins, _ in model.shapes(shape):
             requirement(name, model[name], found[name], ranks, ins[0])

@@ -144,6 +144,9 @@ class Transfer:
             return ()
         if self.op == "send":
             n = prod(self.shape)
-            ends = {self.src.rank: Move("send", self.dst.rank, 0, n), self.dst.rank: Move("recv", self.src.rank, 0, n)}
+            ends = {
+                self.src.rank: Move("send", self.dst.rank, 0, n),
+                self.dst.rank: Move("recv", self.src.rank, 0, n),
+            }
             return ((ends[member],),) if member in ends and n else ()
         return algorithms.rounds(self.op, self.algorithm, self.size, member, self.counts(), root=self.root)

@@ -96,9 +96,14 @@ def traffic_table(comm: Communicator, meter: Meter, plans: dict[int, Plan]) -> t
     rows = []
     for (layer, phase, op), cell in zip(names, total, strict=True):
         same = "equal" if (cell[:2] == cell[4:6]).all() else "DIFFERS"
-        rows.append([layer, phase, op, f"{cell[0] / steps:g}", size(cell[1] / steps), size(cell[5] / steps), same])
+        rows.append(
+            [layer, phase, op, f"{cell[0] / steps:g}", size(cell[1] / steps), size(cell[5] / steps), same]
+        )
     whole = total.sum(axis=0)
-    rows += [[], ["all", "", "", f"{whole[0] / steps:g}", size(whole[1] / steps), size(whole[5] / steps), _word(ok)]]
+    rows += [
+        [],
+        ["all", "", "", f"{whole[0] / steps:g}", size(whole[1] / steps), size(whole[5] / steps), _word(ok)],
+    ]
     title = f"Sent in a step, {comm.size} ranks together, against the plan's closed form"
     return table(rows, ["layer", "phase", "operation", "messages", "bytes", "plan", ""], title), ok
 

@@ -45,7 +45,9 @@ def _model_options(g) -> None:
     g.add_argument("--norm", default="lrn", help="of alexnet: lrn or batch")
     g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
     g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
-    g.add_argument("--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes")
+    g.add_argument(
+        "--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes"
+    )
     g.add_argument("--image", type=int, help="pixels; default 56, or the data set's")
     g.add_argument("--classes", type=int, default=10, help="of the embedded shapes")
     g.add_argument("--images", type=int, default=2000, help="training images of the embedded shapes")
@@ -57,9 +59,13 @@ def _training_options(g) -> None:
     g.add_argument("--batch-per-rank", type=int, help="samples of a step per rank, instead")
     g.add_argument("--epochs", type=int, help="default 4")
     g.add_argument("--steps", type=int, help="of an epoch; default once through the data")
-    g.add_argument("--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none")
+    g.add_argument(
+        "--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none"
+    )
     g.add_argument("--lr", type=float, default=0.01)
-    g.add_argument("--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate")
+    g.add_argument(
+        "--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate"
+    )
     g.add_argument("--momentum", type=float, default=0.9)
     g.add_argument("--weight-decay", type=float, default=5e-4)
     g.add_argument("--decay", type=float, default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
@@ -70,13 +76,21 @@ def _training_options(g) -> None:
 
 def _parallel_options(g, strategy: str | None) -> None:
     g.add_argument("--strategy", default=strategy, help=f"one of {', '.join(STRATEGIES)}")
-    g.add_argument("--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto")
-    g.add_argument("--buckets", type=float, default=25.0, metavar="MIB", help="gradient buckets; 0: one per parameter")
-    g.add_argument("--sharded-momentum", action="store_true", help="each rank updates its shard of the gradients")
+    g.add_argument(
+        "--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto"
+    )
+    g.add_argument(
+        "--buckets", type=float, default=25.0, metavar="MIB", help="gradient buckets; 0: one per parameter"
+    )
+    g.add_argument(
+        "--sharded-momentum", action="store_true", help="each rank updates its shard of the gradients"
+    )
     g.add_argument("--local-batch-norm", action="store_true", help="do not synchronise batch norm over ranks")
     g.add_argument("--scheme", default="a", help="of owt: a, b or c")
     g.add_argument("--fc-update", default="once", help="of owt: once, or each chunk")
-    g.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers")
+    g.add_argument(
+        "--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers"
+    )
     g.add_argument("--micro-batches", type=int, default=1, metavar="M")
     g.add_argument("--schedule", default="1f1b", help=f"of layer_split: {', '.join(PIPELINES)}")
     g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as 5,11")
@@ -89,7 +103,9 @@ def _output_options(g) -> None:
     g.add_argument("--check", action="store_true", help="run the one-process twin beside, and compare")
     g.add_argument("--plot", metavar="FILE.png", help="curves, and where the time went")
     g.add_argument("--trace", metavar="DIR", help="record every message; write tables, pictures and a report")
-    g.add_argument("--trace-steps", type=int, default=20, metavar="N", help="keep the last N steps of a trace")
+    g.add_argument(
+        "--trace-steps", type=int, default=20, metavar="N", help="keep the last N steps of a trace"
+    )
     g.add_argument("--overwrite", action="store_true", help="let --trace replace an earlier run's folder")
     g.add_argument("--explain", action="store_true", help="tell step 1 in words")
     g.add_argument("--quiet", action="store_true", help="do not print the plan")
@@ -157,7 +173,9 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
         try:
             stages = tuple(int(s) for s in args.stages.split(","))
         except ValueError:
-            raise InputError(f"--stages {args.stages}: expected layer numbers with commas between, as 5,11") from None
+            raise InputError(
+                f"--stages {args.stages}: expected layer numbers with commas between, as 5,11"
+            ) from None
     values: dict[str, object] = {
         "dtype": args.dtype,
         "all_reduce": args.all_reduce,

@@ -72,7 +72,9 @@ class Session:
     def _dataset(self) -> Dataset:
         args = self.args
         if args.data is None:
-            return Shapes(args.classes, args.image or 56, args.images, max(1, args.validation), seed=args.seed)
+            return Shapes(
+                args.classes, args.image or 56, args.images, max(1, args.validation), seed=args.seed
+            )
         show = None if self.comm.rank == 0 else False
         return open_dataset(args.data, args.image, progress=show)
 

@@ -145,7 +145,9 @@ class Trainer:
         loss, weight = self.comm.exchange(np.array([self.loss_difference, difference]))[0]
         limit = LIMITS[self.args.dtype]
         ok = bool(loss <= limit and weight <= limit)
-        self.session.say(f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}")
+        self.session.say(
+            f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}"
+        )
         return ok
 
 

@@ -41,7 +41,8 @@ def alexnet(
     * "thesis": for small images. conv1 is 96 filters of 11x11, stride 4, without padding; the other
       convolutions keep the size. All poolings are 3x3 with stride 2 and padding "same", so that the output
       is ceil(input / 2), where the paper has no padding: small images survive. 56 becomes 12, 6, 3, 2 after
-      conv1 and the poolings, and 128 becomes 30, 15, 8, 4. One tower (groups=1). He initialisation and biases
+      conv1 and the poolings, and 128 becomes 30, 15, 8, 4. One tower (groups=1). He initialisation (fc8:
+      Gaussian, 0.01) and biases
       of zero, with which it trains from scratch at a batch of 16.
     * "2012": Krizhevsky, Sutskever and Hinton 2012, for 227x227 images: 60,965,224 parameters. Convolutions
       2, 4 and 5 have groups=2, the two GPUs of the paper; response normalisation has, too, since each GPU
@@ -108,7 +109,8 @@ def alexnet(
 
 def _inits(variant: str, name: str) -> dict[str, Initializer]:
     if variant == "thesis":
-        return {"W_init": he_normal, "b_init": zeros}
+        # fc8 small, so that training starts from the loss of even odds, ln(classes), not from confident errors
+        return {"W_init": normal(0.01) if name == "fc8" else he_normal, "b_init": zeros}
     return {"W_init": normal(0.01), "b_init": ones if name in _BIASES_OF_ONE else zeros}
 
 
