@@ -88,7 +88,7 @@ def _loss(trace: Trace, step: int) -> float | None:
 
 def _timeline(trace: Trace, step: int) -> dict:
     """One step: pieces, strips of communication, messages and their adjoints, in ms from the step's begin."""
-    zero = min(s.begin for s in trace.steps[step].values())
+    zero, end = trace.window(step)
 
     def ms(seconds: float) -> float:
         return round(1e3 * (seconds - zero), 5)
@@ -113,14 +113,8 @@ def _timeline(trace: Trace, step: int) -> dict:
             words = {"content": m.content, "reason": m.reason, "group": list(m.group)}
             messages.append({**record, **times, **words, "hidden": is_hidden(m, busy)})
     adjoints = adjoint_messages(trace, step)
-    duration = 1e3 * trace.duration(step)
-    return {
-        "duration": duration,
-        "pieces": shown,
-        "strips": strips,
-        "messages": messages,
-        "adjoints": adjoints,
-    }
+    length = 1e3 * (end - zero)
+    return {"duration": length, "pieces": shown, "strips": strips, "messages": messages, "adjoints": adjoints}
 
 
 def _plan(rows: dict | None) -> list[dict]:

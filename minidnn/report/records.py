@@ -171,6 +171,11 @@ class Trace:
             messages[message.step].append(message)
         return spans, messages
 
+    def window(self, step: int) -> tuple[float, float]:
+        """When the first rank began a step, and when the last one ended it."""
+        frames = self.steps[step].values()
+        return min(frame.begin for frame in frames), max(frame.end for frame in frames)
+
     def spans_of(self, rank: int, step: int) -> list[Span]:
         """Spans of one rank in one step, in order of time."""
         return self._index[0].get((rank, step), [])

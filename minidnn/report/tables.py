@@ -128,6 +128,17 @@ def summary(trace: Trace) -> str:
     return "\n".join(lines)
 
 
+def twin_table(trace: Trace) -> str:
+    """Where messages differ from the same slices of the one-process run (recorded with --check)."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for m in trace.messages:
+        if m.difference is not None:
+            found[m.phase, m.layer, m.op].append(m.difference)
+    rows = [[*key, str(len(own)), f"{max(own):.1e}"] for key, own in found.items()]
+    header = ["phase", "layer", "collective", "messages", "largest difference"]
+    return table(rows, header, "The largest difference from the one-process run")
+
+
 def report(trace: Trace) -> str:
     """All tables of a trace."""
     parts = [summary(trace)]
@@ -136,4 +147,6 @@ def report(trace: Trace) -> str:
         parts += [closing_table(by_rank(trace), title), layer_phase_table(trace)]
     if trace.messages:
         parts += [matrix_table(trace), fit_text(trace), collective_table(trace)]
+    if any(m.difference is not None for m in trace.messages):
+        parts.append(twin_table(trace))
     return "\n\n".join(parts)

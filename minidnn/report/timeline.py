@@ -37,7 +37,7 @@ def draw(trace: Trace, step: int):
     plt = pyplot()
     ranks = trace.ranks
     figure, axes = plt.subplots(figsize=(13, 1.6 + 1.0 * len(ranks)))
-    zero = min(s.begin for s in trace.steps[step].values())
+    zero, end = trace.window(step)
     colors = layer_colors(trace.layers())
     used: set[str] = set()
     for lane, rank in enumerate(ranks):
@@ -45,7 +45,7 @@ def draw(trace: Trace, step: int):
         for piece in own:
             used.add(piece.kind)
             _bar(axes, piece, lane, zero, colors)
-        _labels(axes, own, lane, zero, colors, 0.0085 * trace.duration(step))
+        _labels(axes, own, lane, zero, colors, 0.0085 * (end - zero))
         for kind, intervals in zip(("exposed", "hidden"), communication(trace, step, rank), strict=True):
             if intervals:
                 used.add(kind)
@@ -55,7 +55,7 @@ def draw(trace: Trace, step: int):
     _arrows(axes, trace, step, zero)
     axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
     axes.set_ylim(len(ranks) - 0.5, -0.5)
-    axes.set_xlim(0, 1e3 * trace.duration(step))
+    axes.set_xlim(0, 1e3 * (end - zero))
     axes.set_xlabel("time, ms")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

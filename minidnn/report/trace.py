@@ -228,6 +228,7 @@ def _step(record: dict) -> int:
 def _message(send: dict, receive: dict, shifts: dict[int, float]) -> Message:
     """One message out of its two records."""
     here, there = shifts[send["source"]], shifts[send["dest"]]
+    sent = send["posted"] + here
     differences = [x["difference"] for x in (send, receive) if x.get("difference") is not None]
     return Message(
         number=0,
@@ -245,10 +246,10 @@ def _message(send: dict, receive: dict, shifts: dict[int, float]) -> Message:
         start=send.get("start") or 0,
         stop=send.get("stop") or 0,
         needed_by=receive.get("cause") or "",
-        sent=send["posted"] + here,
+        sent=sent,
         send_done=send["done"] + here,
         ready=receive["posted"] + there,
-        done=receive["done"] + there,
+        done=max(sent, receive["done"] + there),  # equal where the clocks had to be shifted, but for rounding
         difference=max(differences, default=None),
     )
 
