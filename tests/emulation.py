@@ -1,6 +1,6 @@
 """The real CuPy on a stand-in CUDA runtime that executes kernels on the CPU, for machines without a GPU.
 
-It lives beside the checkout, in ``../shared/tools/cupy_on_cpu``; its README says what it can show and what not.
+It lives beside the checkout, in ``../shared/tools/cupy_on_cpu``; its README says what it can show.
 """
 
 import importlib.util

@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from minidnn.comm import collectives
-from minidnn.comm.guard import launch
+from minidnn.comm import launch
 from minidnn.errors import InputError
 
 def main(comm, case, who):
@@ -82,7 +82,7 @@ def test_missing_mpi4py_names_the_extra():
     program = """
         import sys
         sys.modules["mpi4py"] = None  # as if it were not installed
-        from minidnn.comm.guard import launch
+        from minidnn.comm import launch
         launch(print)
     """
     run = mpirun(1, program, timeout=30)

@@ -1,0 +1,30 @@
+"""Communication between ranks, in the order in which to read it.
+
+- :mod:`.algorithms`, :mod:`.patterns`: the collectives as data, which rank sends what to whom in which round;
+  :mod:`.closed_forms` counts them by formula, :mod:`.provenance` proves them right, :mod:`.explain` shows them;
+- :mod:`.communicator`: sending, receiving, collectives in flight; transports :mod:`.threads` and :mod:`.mpi`
+  (with :mod:`.staging` for device arrays), and :mod:`.guard`, which ends every run that goes wrong;
+- :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`
+  chooses an algorithm by size; :mod:`.axes` cuts and joins tensors;
+- :mod:`.functions`, :mod:`.adjoints`: communication as differentiable functions;
+- :mod:`.ledger`: what was sent and where the time went; :mod:`.trace_files` writes it.
+"""
+
+from . import collectives, functions, threads
+from .communicator import CommunicationError, Communicator, DeadlockError, ProtocolError
+from .guard import launch
+from .ledger import Ledger
+from .mpi import world
+
+__all__ = [
+    "CommunicationError",
+    "Communicator",
+    "DeadlockError",
+    "Ledger",
+    "ProtocolError",
+    "collectives",
+    "functions",
+    "launch",
+    "threads",
+    "world",
+]

@@ -186,7 +186,11 @@ def _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest) -> Roun
         built = patterns.send_to(everyone, rank, root, dest, counts)
     else:
         built = patterns.all_to_all(everyone, rank, counts, pairwise=algorithm == "pairwise")
-    return tuple(tuple(move for move in moves if move.elements) for moves in built)
+    # receives first: a message that finds its receive posted need not be buffered
+    return tuple(
+        tuple(sorted((move for move in moves if move.elements), key=lambda move: move.kind))
+        for moves in built
+    )
 
 
 def messages(op: str, algorithm: str, p: int, rank: int, counts, root: int = 0, **options) -> list[tuple]:

@@ -27,8 +27,7 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
             continue
         note = Note(op, algorithm, labels, index, len(own))
         requests, additions, records, used = [], [], [], 0
-        # receives first: a message that finds its receive posted is not buffered
-        for move in sorted(moves, key=_sends_last):
+        for move in moves:
             span = slice(move.start - base, move.stop - base)
             if move.kind == "send":
                 block = outbox[span]
@@ -63,10 +62,6 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
         for target, block in additions:
             xp.add(target, block, out=target)
     _give_back(comm, xp, scratch)
-
-
-def _sends_last(move) -> bool:
-    return move.kind == "send"
 
 
 def _borrow(comm, xp, dtype, n):

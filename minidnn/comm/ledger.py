@@ -45,6 +45,23 @@ STEP_FIELDS = ("kind", "step", "begin", "end", "loss", "images")
 DONE = MESSAGE_FIELDS.index("done")
 
 
+class Scope:
+    """Labels that hold inside a ``with``; written as a class, which costs less than a generator."""
+
+    __slots__ = ("before", "labels", "ledger")
+
+    def __init__(self, ledger, labels):
+        self.ledger, self.labels = ledger, labels
+
+    def __enter__(self):
+        self.before = self.ledger.labels
+        self.ledger.labels = self.before._replace(**self.labels)
+        return self.ledger
+
+    def __exit__(self, *error):
+        self.ledger.labels = self.before
+
+
 class Ledger:
     """Counters and, on demand, records of one rank.
 
@@ -82,15 +99,9 @@ class Ledger:
 
     # -- labels ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def scope(self, **labels):
+    def scope(self, **labels) -> Scope:
         """``with ledger.scope(phase="backward", layer="fc6"):`` label what happens inside."""
-        before = self.labels
-        self.labels = before._replace(**labels)
-        try:
-            yield self
-        finally:
-            self.labels = before
+        return Scope(self, labels)
 
     # -- time --------------------------------------------------------------------------------------------
 

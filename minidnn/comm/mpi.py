@@ -1,9 +1,10 @@
 """Ranks as processes under MPI, by mpi4py's buffer calls.
 
-Waiting.  An MPI library waits by spinning.  That is the fastest as long as every rank has a core of its
-own; with more ranks than cores, a spinning rank takes the core from the one it waits for.  So with more
-ranks than cores, waiting here means testing, a few times at once and then with sleeps from 20 microseconds
-to a millisecond in between.
+Waiting.  An MPI library waits by spinning, which takes the core from whoever could use it: from the threads
+that prepare the next batch and, with more ranks than cores, from the very rank that is waited for.  So
+waiting here means testing: for 0.3 ms without a pause (not at all with more ranks than cores), then with
+sleeps from 20 microseconds to a millisecond in between.  Messages that come at once are as fast as MPI's
+own wait makes them.
 
 Device arrays.  The MPI libraries on PyPI cannot read device memory, and one that cannot dies when it is
 asked to; so unless the library says that it can (or ``MINIDNN_CUDA_AWARE=1``), device arrays go through
@@ -28,6 +29,7 @@ from .ledger import Ledger
 #: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID")
 PIECE = 1 << 30  # bytes: longer messages are cut, since many an MPI counts in 32 bits
+SPIN = 3e-4  # seconds of waiting without a pause
 SLICE = 4 << 20  # bytes: what the library's own all_reduce is given at a time, see library_all_reduce
 
 
@@ -80,7 +82,7 @@ class MPICommunicator(Communicator):
         super().__init__(comm.Get_rank(), ranks, nodes, engine)
         self.mpi, self.comm, self._device = MPI, comm, None
         here = sum(node == self.nodes[self.rank] for node in self.nodes)
-        self.polite = here > cores()
+        self.spin = SPIN if here <= cores() else 0.0
 
     @classmethod
     def world(cls, world) -> MPICommunicator:
@@ -129,13 +131,7 @@ class MPICommunicator(Communicator):
     # -- waiting -----------------------------------------------------------------------------------------
 
     def wait(self, requests):
-        if self.polite:
-            self.wait_any((requests,))
-            return
-        self.mpi.Request.Waitall([handle for request in requests for handle in request.handles])
-        for request in requests:
-            if not request.done:
-                request.finish()
+        self.wait_any((requests,))
 
     def test(self, requests):
         open_requests = [request for request in requests if not request.done]
@@ -148,13 +144,12 @@ class MPICommunicator(Communicator):
         return True
 
     def wait_any(self, groups):
-        tries, pause = 0, 20e-6
+        patience, pause = time.perf_counter() + self.spin, 20e-6
         while True:
             ready = [i for i, group in enumerate(groups) if self.test(group)]
             if ready:
                 return ready
-            tries += 1
-            if self.polite and tries > 20:
+            if time.perf_counter() > patience:
                 time.sleep(pause)
                 pause = min(2 * pause, 1e-3)
 
@@ -182,7 +177,10 @@ class MPICommunicator(Communicator):
         step = max(1, SLICE // host.itemsize)
         for start in range(0, host.size, step):
             part = host[start : start + step]
-            yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part)]
+            if self.spin:
+                self.comm.Allreduce(self.mpi.IN_PLACE, part, kind)
+            else:  # slower, but it can be waited for without taking the core from the others
+                yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part)]
         if host is not flat:
             self.device.to_device(host, flat)
 
