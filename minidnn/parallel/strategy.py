@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..comm.algorithms import ALGORITHMS
+from ..comm.tuning import DEFAULT, Link, choose
 from ..errors import InputError
 from .placement import Grid, Placement
 from .schedule import PIPELINES, Action, accumulate
@@ -56,7 +57,7 @@ class Options:
     ----------
     all_reduce : str
         One of the algorithms of `minidnn.comm`, "mpi" (the library's own) or "auto" (by size, from
-        `alpha` seconds a message and `beta` seconds a byte).
+        the measured `link`).
     bucket_mib : float
         Size of a gradient bucket; 0 sums every parameter on its own, after backward: the naive form.
     sharded_momentum : bool
@@ -91,8 +92,7 @@ class Options:
     fc_update: str = "once"
     fc_pairs: bool = False
     dp: int | None = None
-    alpha: float = 5e-6
-    beta: float = 2.5e-10
+    link: Link = DEFAULT
     algorithms: Algorithms = Algorithms()
 
     def __post_init__(self) -> None:
@@ -115,9 +115,7 @@ class Options:
         """The algorithm that sums `n_bytes` over `size` ranks."""
         if self.all_reduce != "auto":
             return self.all_reduce
-        from ..comm.tuning import choose
-
-        return choose(n_bytes, size, self.alpha, self.beta)
+        return choose(size, n_bytes, self.link)
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:

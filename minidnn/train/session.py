@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from .. import nn
 from .._blas import STATUS
 from ..backend import get_array_module
 from ..comm.communicator import Communicator
+from ..comm.tuning import measure
 from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
@@ -105,9 +105,7 @@ class Session:
             costs = measured_costs(self.new_model(), shape, max(1, self.batch // self.comm.size))
             found["costs"] = tuple(self.comm.exchange(np.array(costs))[0].tolist())
         if self.args.all_reduce == "auto":
-            from ..comm.tuning import measure
-
-            found["alpha"], found["beta"] = (float(x) for x in measure(self.comm))
+            found["link"] = measure(self.comm)
         return found
 
     def _strategy(self, shape: tuple[int, ...]) -> Strategy:
@@ -163,8 +161,3 @@ class Session:
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
         return f"{where}, {STATUS}, {self.args.device}\n{self.dataset!r}"
-
-
-def is_terminal() -> bool:
-    """Whether a progress bar may redraw its line."""
-    return sys.stderr.isatty()

@@ -2,18 +2,141 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import numpy as np
+
+from .._blas import STATUS
+from ..comm import trace_files
+from ..comm.communicator import Communicator
+from ..errors import InputError
+from ..parallel import Result
+from ..parallel.memory import rank_memory
+from ..report.explain import explain
+from ..report.plan_rows import describe
+from ..report.tables import report
+from ..report.trace import assemble, load
+from ..report.views import write_views
+from .session import Session
+
+EXPLAINED_STEP = 1  # the second one: the first also pays for warming up
+
 
 class Tracing:
-    """Does nothing unless asked."""
+    """Records what `--trace` and `--explain` ask for, and nothing otherwise.
 
-    def __init__(self, session) -> None:
-        self.session = session
+    Raises
+    ------
+    InputError
+        Before training: the folder holds another run, or cannot be written to.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.args, self.comm = session, session.args, session.comm
+        self.ledger = session.ledger
+        self.run = ""
+        self.explain = self.args.explain
+        if self.args.trace:
+            self.run = trace_files.prepare(self.comm, self.args.trace, self.args.overwrite)
+            self.ledger.trace(self.args.trace_steps)
+        elif self.explain:
+            self.ledger.trace(EXPLAINED_STEP + 1)
 
     def begin_step(self, step: int) -> None:
-        self.session.ledger.begin_step(step)
+        """Before a batch is loaded."""
+        self.ledger.begin_step(step)
 
-    def end_step(self, result) -> None:
-        self.session.ledger.end_step(result.loss, result.samples)
+    def end_step(self, result: Result) -> None:
+        """After the update."""
+        ledger = self.ledger
+        step = ledger.labels.step
+        if ledger.tracing and step == 0:
+            memory = asdict(rank_memory(self.session.executor.plan, self.comm.rank))
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            ledger.note("memory", **memory, **{"peak of the process": peak})
+        ledger.end_step(result.loss, result.samples)
+        last = self.args.steps == 1 and self.args.epochs == 1
+        if self.explain and step == (0 if last else EXPLAINED_STEP):
+            self.explain = False
+            self._tell(step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of a step: validation, the twin."""
+        tracing, self.ledger.tracing = self.ledger.tracing, False
+        labels = self.ledger.labels
+        try:
+            yield
+        finally:
+            self.ledger.times()  # what went by belongs to no record
+            self.ledger.tracing, self.ledger.labels = tracing, labels
+
+    def _tell(self, step: int) -> None:
+        """Print the story of a step of all ranks, and stop recording unless a trace is wanted."""
+        with self.paused():
+            offset, error = trace_files.measure_clock(self.comm)
+            header = {
+                "size": self.comm.size,
+                "rank": self.comm.rank,
+                "clock_offset": offset,
+                "clock_error": error,
+            }
+            records = [{"seq": i, **r} for i, r in enumerate(self.ledger.records())]
+            parts = _gather(self.comm, json.dumps([header, records], default=float))
+            if parts is not None:
+                found = [json.loads(part) for part in parts]
+                trace, _ = assemble(".", {}, {head["rank"]: (head, rows) for head, rows in found})
+                self.session.say("\n" + explain(trace, step) + "\n")
+        if not self.args.trace:
+            self.ledger.tracing = False
 
     def close(self, history) -> None:
-        pass
+        """Write the trace and its views, and print its tables."""
+        if not self.args.trace:
+            return
+        self.ledger.tracing = False
+        trace_files.write(self.comm, self.args.trace, self.run, self._info(history))
+        if self.comm.rank == 0:
+            trace = load(self.args.trace)
+            print("\n" + report(trace) + "\n")
+            try:
+                print("\n".join(write_views(trace)), flush=True)
+            except InputError as error:
+                print(f"no pictures: {error}", flush=True)
+
+    def _info(self, history) -> dict:
+        """What goes into run.json."""
+        plan, args = self.session.executor.plan, self.args
+        return {
+            "command": sys.orig_argv[1:],
+            "model": args.model,
+            "strategy": args.strategy,
+            "ranks": self.comm.size,
+            "batch": plan.batch,
+            "dtype": args.dtype,
+            "dataset": repr(self.session.dataset),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+            "threads": STATUS,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "options": {key: value for key, value in vars(args).items() if value is not None},
+            "plan": str(plan),
+            "plan_rows": describe(plan),
+            "history": history.epochs,
+        }
+
+
+def _gather(comm: Communicator, text: str) -> list[str] | None:
+    """Every rank's text, on rank 0; messages that no ledger counts."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    longest = int(comm.exchange(np.array([len(data)])).max())
+    padded = np.zeros(longest, np.uint8)
+    padded[: len(data)] = data
+    rows = comm.exchange(padded)
+    return [bytes(row).rstrip(b"\0").decode() for row in rows] if comm.rank == 0 else None

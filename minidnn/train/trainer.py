@@ -94,14 +94,15 @@ class Trainer:
         self.meter.end()
         self.epoch.add(result, self.executor.plan.bytes_sent(self.comm.rank))
         if self._twins is not None:
-            whole = next(self._twins)
-            loss = self.twin.step(whole.images, whole.labels)
+            with self.tracing.paused():
+                whole = next(self._twins)
+                loss = self.twin.step(whole.images, whole.labels)
             self.loss_difference = max(self.loss_difference, abs(loss - result.loss))
 
     def validate(self, epoch: int) -> None:
         """Loss and accuracy on the validation split; prints the epoch's line."""
-        validation = self._validation()
-        self.session.ledger.labels = self.session.ledger.labels._replace(step=None)
+        with self.tracing.paused():
+            validation = self._validation()
         e = self.epoch
         self.history.add(e.losses, e.accuracy, validation, e.seconds, e.samples)
         self.session.say(self.history.line(epoch))
