@@ -274,6 +274,7 @@ class Executor:
             for layer in step.plan.segments[segment].layers:
                 tape.layer = layer.name
                 with ledger.scope(layer=layer.name):
+                    ledger.state("compute")
                     values[layer.name] = self._layer(step, layer, values, chunk, samples)
                 self.comm.progress()
             ledger.restore(before)
