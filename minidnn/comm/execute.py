@@ -30,23 +30,16 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
         for move in moves:
             span = slice(move.start - base, move.stop - base)
             if move.kind == "send":
-                block = outbox[span]
-                request = comm.isend(block, move.peer, tag)
-                cell[0] += 1
-                cell[1] += block.nbytes
+                block, post, column = outbox[span], comm.isend, 0
             else:
+                post, column = comm.irecv, 2
                 if move.reduce:
                     block = scratch[used : used + move.elements]
                     used += move.elements
                     additions.append((inbox[span], block))
                 else:
                     block = inbox[span]
-                request = comm.irecv(block, move.peer, tag)
-                cell[2] += 1
-                cell[3] += block.nbytes
-            request.note = note
-            requests.append(request)
-            if ledger.tracing:
+            if ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
                 ends = comm.ranks[comm.rank], comm.ranks[move.peer]
                 source, dest = ends if move.kind == "send" else ends[::-1]
                 how = op, algorithm, index, len(own)
@@ -56,6 +49,11 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
                         *(block.dtype.name, (move.start, move.stop)),
                     )
                 )
+            request = post(block, move.peer, tag)
+            request.note = note
+            requests.append(request)
+            cell[column] += 1
+            cell[column + 1] += block.nbytes
         yield requests
         for record in records:
             record[DONE] = ledger.clock()
