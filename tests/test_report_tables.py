@@ -18,6 +18,7 @@ from minidnn.report.adjoint import adjoint_messages
 from minidnn.report.bandwidth import collectives, fit, lower_bound
 from minidnn.report.breakdown import PARTS, breakdown, intersect, measure, subtract, union
 from minidnn.report.explain import explain
+from minidnn.report.live import gather
 from minidnn.report.plan_rows import describe
 from minidnn.report.tables import communication_matrix, report
 from minidnn.report.text import number, size, table, time
@@ -31,7 +32,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Three steps of OWT on two threads: (trace, what went through each rank's transport in them)."""
+    """Three steps of OWT on two threads: the trace, what went through each transport, the trace without files."""
     folder = tmp_path_factory.mktemp("real") / "t"
 
     def main(comm):
@@ -54,11 +55,13 @@ def real(tmp_path_factory):
             comm.ledger.end_step(result.loss, result.samples)
         comm.ledger.labels = comm.ledger.labels._replace(step=None)
         counted = traffic.sent_messages - before[0], traffic.sent_bytes - before[1]
+        live = gather(comm, {"strategy": "owt"})
         trace_files.write(comm, folder, run, {"plan_rows": describe(executor.plan)})
-        return counted
+        return counted, live
 
-    counted = threads.run(2, main)
-    return load(folder), counted
+    (first, live), (second, nothing) = threads.run(2, main)
+    assert nothing is None
+    return load(folder), (first, second), live
 
 
 def test_a_made_up_step_closes_into_the_parts_it_was_made_of(two):
@@ -78,7 +81,7 @@ def test_a_made_up_step_closes_into_the_parts_it_was_made_of(two):
 
 
 def test_a_real_step_closes_within_one_percent_and_every_byte_was_counted(real):
-    trace, counted = real
+    trace, counted, _ = real
     for step in trace.complete_steps():
         for rank in trace.ranks:
             b = breakdown(trace, step, rank)
@@ -89,6 +92,19 @@ def test_a_real_step_closes_within_one_percent_and_every_byte_was_counted(real):
         assert (len(own), sum(m.bytes for m in own)) == counted[rank]
     assert all(m.done >= m.sent for m in trace.messages)
     assert "all_gather (ring)" in report(trace)
+
+
+def test_a_trace_can_be_told_without_files(real):
+    trace, _, live = real
+    assert len(live.messages) == len(trace.messages) and live.complete_steps() == trace.complete_steps()
+    text = explain(live, 0, [1])
+    for words in (
+        "Step 0 on rank 1 of 2",
+        "backward, fc7: reduce_scatter (ring)",
+        "gradient sync",
+        "update of fc",
+    ):
+        assert words in text
 
 
 def test_waiting_is_blamed_on_the_side_that_was_late(tmp_path):
