@@ -77,6 +77,33 @@ def test_spans_of_a_trace_are_the_time_line():
     assert step == {"kind": "step", "step": 1, "begin": 100, "end": 104, "loss": 0.5, "images": 16}
 
 
+def test_a_collective_in_flight_is_recorded_under_its_own_labels():
+    """Its time goes to the layer and chunk that started it, the computation around it keeps its own."""
+
+    def main(comm):
+        ledger = comm.ledger
+        ledger.trace()
+        ledger.begin_step(1)
+        with ledger.scope(layer="conv5", phase="gradient sync", chunk=0):
+            pending = collectives.all_reduce.start(comm, np.ones(8))
+        with ledger.scope(layer="conv1", phase="backward", chunk=3):
+            before = ledger.state("compute", flops=5)
+            while not pending.test():
+                pass
+            ledger.restore(before)
+        ledger.end_step()
+        return [record for record in ledger.records() if record["kind"] == "span"]
+
+    for spans in threads.run(2, main):
+        assert {(s["state"], s["layer"], s["phase"], s["chunk"]) for s in spans} == {
+            ("other", "", "", None),
+            ("comm", "conv5", "gradient sync", 0),
+            ("compute", "conv1", "backward", 3),
+        }
+        assert [s["step"] for s in spans] == [None] + [1] * (len(spans) - 1)
+        assert sum(s["flops"] for s in spans) == 5
+
+
 def test_only_the_last_steps_are_kept():
     ledger = Ledger()
     ledger.trace(last_steps=3)
@@ -87,7 +114,7 @@ def test_only_the_last_steps_are_kept():
         ledger.note("memory", bytes=step)
         ledger.end_step(loss=float("nan"))
     records = list(ledger.records())
-    assert sorted({record["step"] for record in records}) == [7, 8, 9]
+    assert {record["step"] for record in records} == {7, 8, 9, None}  # None: between the steps
     assert [r["bytes"] for r in records if r["kind"] == "memory"] == [7, 8, 9]
     assert [r["loss"] for r in records if r["kind"] == "step"] == [None] * 3  # JSON has no NaN
     assert ledger.dropped_steps == 7

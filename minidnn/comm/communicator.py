@@ -121,7 +121,7 @@ class Engine:
         """Run the generator to its next yield; its own labels apply, and its time counts as communication."""
         ledger = self.ledger
         labels, ledger.labels = ledger.labels, pending.labels
-        before = ledger.state("comm")
+        before = ledger.state("comm", labels=pending.labels)
         try:
             pending.requests = next(pending._generator)
         except StopIteration as stop:
@@ -146,7 +146,7 @@ class Engine:
 
     def finish(self, pending) -> None:
         while not pending.done:
-            before = self.ledger.state("wait", pending.labels.layer, pending.labels.phase)
+            before = self.ledger.state("wait", labels=pending.labels)
             try:
                 if len(self.pending) == 1:
                     pending.comm.wait(pending.requests)

@@ -93,7 +93,7 @@ class Ledger:
         self.dropped_steps = 0
         self._kept: deque[list] = deque()
         self._records: list = []
-        self._now = ("other", "", "")
+        self._now = ("other", "", ""), (None, None)  # (state, layer, phase), (chunk, step)
         self._flops = 0
         self._since = self._step_begin = clock()
 
@@ -105,15 +105,22 @@ class Ledger:
 
     # -- time --------------------------------------------------------------------------------------------
 
-    def state(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0) -> tuple:
-        """Leave the present state and enter another; layer and phase default to the labels.
+    def state(
+        self,
+        state: str,
+        layer: str | None = None,
+        phase: str | None = None,
+        flops: int = 0,
+        labels: Labels | None = None,
+    ) -> tuple:
+        """Leave the present state and enter another, described by the labels (default: the present ones).
 
-        Returns the state left, for :meth:`restore`.  ``flops`` is what the new span will compute.
+        ``layer`` and ``phase`` override the labels'; ``flops`` is what the new span will compute.  Returns the
+        state left, for :meth:`restore`.
         """
-        labels = self.labels
-        return self._switch(
-            (state, labels.layer if layer is None else layer, labels.phase if phase is None else phase), flops
-        )
+        labels = self.labels if labels is None else labels
+        key = state, labels.layer if layer is None else layer, labels.phase if phase is None else phase
+        return self._switch((key, (labels.chunk, labels.step)), flops)
 
     def restore(self, state: tuple) -> None:
         """Go back to a state that :meth:`state` returned."""
@@ -130,11 +137,10 @@ class Ledger:
 
     def _switch(self, new, flops):
         now, old, since = self.clock(), self._now, self._since
-        seconds = self.seconds
-        seconds[old] = seconds.get(old, 0.0) + (now - since)
+        seconds, key = self.seconds, old[0]
+        seconds[key] = seconds.get(key, 0.0) + (now - since)
         if self.tracing:
-            labels = self.labels
-            self._records.append(("span", *old, labels.chunk, labels.step, since, now, self._flops))
+            self._records.append(("span", *key, *old[1], since, now, self._flops))
         self._now, self._since, self._flops = new, now, flops
         return old
 
@@ -180,19 +186,26 @@ class Ledger:
         self._kept = deque(self._kept, maxlen=last_steps)
 
     def begin_step(self, step: int) -> None:
-        self.labels = self.labels._replace(step=step)
-        self._step_begin = self.clock()
+        """A step begins: a span that is open ends here and goes on as part of the step."""
+        self._relabel(step)
+        self._step_begin = self._since
 
     def end_step(self, loss: float | None = None, images: int | None = None) -> None:
-        """Close the step's record and let go of the oldest step if there are more than wanted."""
+        """The step ends; of its record and those before, only as many as wanted are kept."""
+        step = self.labels.step
+        self._relabel(None)
         if not self.tracing:
             return
-        self._switch(self._now, 0)
         loss = loss if loss is None or isfinite(loss) else None  # JSON has no NaN
-        self._records.append(("step", self.labels.step, self._step_begin, self._since, loss, images))
+        self._records.append(("step", step, self._step_begin, self._since, loss, images))
         self.dropped_steps += len(self._kept) == self._kept.maxlen
         self._kept.append(self._records)
         self._records = []
+
+    def _relabel(self, step):
+        self.labels = self.labels._replace(step=step)
+        key, (chunk, _) = self._now
+        self._switch((key, (chunk, step)), 0)
 
     def note(self, kind: str, **fields) -> None:
         """Record something else, as "memory" is; the step and the time are added."""
