@@ -50,11 +50,12 @@ def test_the_timeline_has_a_lane_for_each_rank_and_an_arrow_for_each_message(tra
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"rank {r}" for r in range(p)]
     messages = trace.messages_of(1)
-    lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
-    assert len(lines) == len(messages)
-    assert all(line.get_xdata()[1] >= line.get_xdata()[0] for line in lines)
-    hidden = [line for line in lines if line.get_linestyle() == "--"]
-    assert len(hidden) == sum(m.layer == "conv4" for m in messages)
+    arrows = [collection for collection in axes.collections if collection.get_label() == "messages"]
+    segments = [segment for collection in arrows for segment in collection.get_segments()]
+    assert len(segments) == len(messages)
+    assert all(head[0] >= tail[0] for tail, head in segments)
+    hidden = [c for c in arrows if c.get_linestyle()[0][1] is not None]
+    assert sum(len(c.get_segments()) for c in hidden) == sum(m.layer == "conv4" for m in messages)
     entries = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "conv1 (relu1, pool1)" in entries and "input" in entries
     if p > 1:

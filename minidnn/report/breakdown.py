@@ -74,9 +74,10 @@ def breakdown(trace: Trace, step: int, rank: int) -> Breakdown:
         elif span.state == "comm":
             result.exposed += length
         else:
-            busy.append((span.begin, span.end))
             name = span.state if span.state in ("input", "compute") else "other"
             setattr(result, name, getattr(result, name) + length)
+            if name != "other":
+                busy.append((span.begin, span.end))
     result.unaccounted = result.wall - sum(getattr(result, name) for name in PARTS)
     result.hidden = measure(intersect(intersect(flights(own, rank), union(busy)), window))
     return result

@@ -167,7 +167,7 @@ def _stack_time(axes, traces: list[Trace], titles: list[str]) -> None:
             axes.barh(titles, widths, left=left, label=TITLES[part], height=0.5, **part_style(part))
             left += widths
     axes.invert_yaxis()
-    axes.set(title="Where the time of a step goes", xlabel="ms")
+    axes.set(title="Where the time of a step goes", xlabel="ms", xlim=(0, 1.05 * max(left) or 1))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 
 
@@ -180,6 +180,6 @@ def _stack_bytes(axes, traces: list[Trace], titles: list[str]) -> None:
         axes.barh(titles, widths, left=left, label=why, height=0.5, color=color)
         left += widths
     axes.invert_yaxis()
-    axes.set(title="Bytes sent by a rank in a step", xlabel="MiB")
+    axes.set(title="Bytes sent by a rank in a step", xlabel="MiB", xlim=(0, 1.05 * max(left) or 1))
     if causes:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)

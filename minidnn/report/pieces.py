@@ -40,9 +40,8 @@ def pieces(trace: Trace, step: int, rank: int) -> list[Piece]:
 
 
 def working(trace: Trace, step: int, rank: int) -> list[tuple[float, float]]:
-    """When a rank did something of use: every span but waiting and communicating."""
-    spans = trace.spans_of(rank, step)
-    return union([(s.begin, s.end) for s in spans if s.state not in ("wait", "comm")])
+    """When a rank computed or loaded data: what communication can hide behind."""
+    return union([(s.begin, s.end) for s in trace.spans_of(rank, step) if s.state in ("compute", "input")])
 
 
 def communication(trace: Trace, step: int, rank: int) -> tuple[list, list]:
