@@ -256,6 +256,7 @@ def _per_rank(segments: tuple[Segment, ...], strategy: Strategy, options: Option
     parameters: dict[int, tuple] = {}
     buckets: dict[int, tuple] = {}
     schedules: dict[int, tuple] = {}
+    alike: dict[str, list[Parameter]] = {}  # what every member holds whole, worked out once
     for rank in range(grid.size):
         member = rank % grid.mp
         if rank >= grid.mp:  # the rows of the grid are alike
@@ -265,18 +266,30 @@ def _per_rank(segments: tuple[Segment, ...], strategy: Strategy, options: Option
         held, reduced = [], {}
         for segment in segments:
             for plan in segment.layers:
-                if plan.layer is None:
-                    continue
-                local = localise(plan.layer, plan.placement, grid.mp, member, plan.in_shape)
-                for name, p in local.named_parameters() if local is not None else ():
-                    held.append(Parameter(name, p.shape, p.full_shape, parameter_placement(plan.placement)))
-                    group = _gradient_group(plan.placement, grid)
-                    key = (group, strategy.update_groups[segment.index])
-                    reduced.setdefault(key, []).append(held[-1])
+                own = alike.get(plan.name)
+                if own is None:
+                    own = _held(plan, grid.mp, member)
+                    if plan.placement in (Shard(0), Replicate()):
+                        alike[plan.name] = own
+                if own:
+                    key = (_gradient_group(plan.placement, grid), strategy.update_groups[segment.index])
+                    reduced.setdefault(key, []).extend(own)
+                    held += own
         parameters[rank] = tuple(held)
         buckets[rank] = _buckets(reduced, options, grid)
         schedules[rank] = _complete(strategy, strategy.schedule(member), buckets[rank])
     return {"parameters": parameters, "buckets": buckets, "schedules": schedules}
+
+
+def _held(plan: LayerPlan, size: int, member: int) -> list[Parameter]:
+    """What `member` of `size` holds of a layer's parameters."""
+    if plan.layer is None:
+        return []
+    local = localise(plan.layer, plan.placement, size, member, plan.in_shape)
+    if local is None:
+        return []
+    lies = parameter_placement(plan.placement)
+    return [Parameter(name, p.shape, p.full_shape, lies) for name, p in local.named_parameters()]
 
 
 def _gradient_group(placement: Placement, grid: Grid) -> str:
