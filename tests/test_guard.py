@@ -27,17 +27,21 @@ def main(comm, case, who):
             sys.exit(3)
         if case == "text":
             sys.exit("nothing to do")
-        if case == "return":
+        if case in ("return", "return while others compute"):
             return
         if case == "input":
             raise InputError("no such folder: photos")
         if case == "stall":
             time.sleep(60)
+    if case == "return while others compute":
+        time.sleep(60)
+    comm.ledger.labels = comm.ledger.labels._replace(layer="fc6")
     collectives.all_reduce(comm, np.ones(4))
     print("done")
 
 case, who = sys.argv[1], [int(rank) for rank in sys.argv[2].split(",") if rank]
-launch(main, case, who, leave=0.7, stall=1.0 if case == "stall" else None)
+leave = 0.9 if case == "return while others compute" else 20
+launch(main, case, who, leave=leave, stall=1.0 if case == "stall" else None)
 """
 
 
@@ -50,7 +54,13 @@ launch(main, case, who, leave=0.7, stall=1.0 if case == "stall" else None)
         ("raise with a message under way", "0,1", 1, "[rank 0] KeyError: 'lost'"),
         ("exit", "1", 3, ""),
         ("text", "0,1", 1, "nothing to do\n"),
-        ("return", "1", 86, "rank 1 finished, but other ranks did not within 0.7 s\n"),
+        (
+            "return",
+            "1",
+            1,
+            "rank 0 waits for rank 1, which has finished (all_reduce ring round 1/2, layer fc6)",
+        ),
+        ("return while others compute", "1", 86, "rank 1 finished, but other ranks did not within 0.9 s\n"),
         ("input", "0,1", 2, "error: no such folder: photos\n"),
         ("input", "1", 2, "error: no such folder: photos\n"),
         ("stall", "1", 1, "line 24 in main"),
@@ -96,7 +106,8 @@ def test_blas_threads_are_shared_out_before_numpy_starts_them():
         from minidnn import _blas
         import os
         assert _blas.local_ranks() == 2
-        print(os.environ["OPENBLAS_NUM_THREADS"], _blas.cores() // 2 or 1, _blas.STATUS)
+        share = _blas.cores() // 2 or 1
+        os.write(1, f"{os.environ['OPENBLAS_NUM_THREADS']} {share} {_blas.STATUS}\\n".encode())
     """
     run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
     for line in run.stdout.splitlines():

@@ -1,7 +1,8 @@
 """Communication between ranks, in the order in which to read it.
 
 - :mod:`.algorithms`, :mod:`.patterns`: the collectives as data, which rank sends what to whom in which round;
-  :mod:`.closed_forms` counts them by formula, :mod:`.provenance` proves them right, :mod:`.explain` shows them;
+  :mod:`.closed_forms` counts them by formula, :mod:`.provenance` proves them right, :mod:`.explain` shows
+  them;
 - :mod:`.communicator`: sending, receiving, collectives in flight; transports :mod:`.threads` and :mod:`.mpi`
   (with :mod:`.staging` for device arrays), and :mod:`.guard`, which ends every run that goes wrong;
 - :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`

@@ -15,7 +15,7 @@ sent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,8 @@ class Engine:
         self.pending: list[Pending] = []
         self.scratch: dict = {}
         self.link = None  # what minidnn.comm.tuning measured, for "auto"
+        self.departed: set[int] = set()  # world ranks known to have finished
+        self.find_departed: Callable[[], None] = lambda: None  # brings that up to date; the guard's
 
     def start(self, comm, generator) -> Pending:
         pending = Pending(self, comm, generator)

@@ -6,7 +6,9 @@ guard:
 - a rank that raises prints its traceback, in one write with its rank in front, and ends the run with code 1;
 - bad input (:class:`~minidnn.errors.InputError`) is one line, ``error: ...``, and code 2;
 - ``sys.exit(n)`` ends the run with code n;
-- a rank that returns while others go on waits for them ``leave`` seconds and then ends the run with code 86;
+- a rank that waits for one that has returned says so, with the layer and the operation, and ends the run with
+  code 1;
+- a rank that returns waits ``leave`` seconds for the others to return, and then ends the run with code 86;
 - with ``stall``, a rank that has not called :meth:`guard.alive` for so many seconds prints where it is, and
   ends.
 
@@ -34,6 +36,7 @@ from .communicator import Communicator
 from .mpi import MPICommunicator, world
 
 LEFT_EARLY = 86  # exit code: this rank finished, others did not
+GOODBYE = 1  # tag of the word that a returning rank leaves for the others
 PATIENCE = 0.5  # seconds that a failing rank gives the others to fail too
 
 
@@ -45,7 +48,8 @@ class guard(ContextDecorator):
     comm : Communicator
         The world.
     leave : float
-        Seconds to wait for the other ranks on a normal end (``MINIDNN_LEAVE`` overrides it).
+        Seconds to wait for the other ranks on a normal end (``MINIDNN_LEAVE`` overrides it).  What one rank
+        does alone at the end belongs before a last ``comm.barrier()`` if it may take longer.
     stall : float, optional
         Seconds without :meth:`alive` after which the rank counts as stuck.
 
@@ -57,10 +61,12 @@ class guard(ContextDecorator):
     ...         watch.alive()
     """
 
-    def __init__(self, comm: Communicator, leave: float = 30.0, stall: float | None = None):
+    def __init__(self, comm: Communicator, leave: float = 60.0, stall: float | None = None):
         self.comm, self.stall = comm, stall
         self.leave = float(os.environ.get("MINIDNN_LEAVE", leave))
         self.control = comm.comm.Dup() if isinstance(comm, MPICommunicator) else None
+        if self.control is not None:
+            comm.engine.find_departed = self._find_departed
 
     def __enter__(self):
         self.alive()
@@ -82,6 +88,9 @@ class guard(ContextDecorator):
         return True
 
     def _leave_normally(self):
+        if self.control is not None:
+            others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
+            self._goodbyes = [self.control.Isend(b"", rank, GOODBYE) for rank in others]
         if self._others(failing=False, patience=self.leave) is None:
             self._say(f"rank {self.comm.rank} finished, but other ranks did not within {self.leave:g} s\n")
             self._abort(LEFT_EARLY)
@@ -100,6 +109,15 @@ class guard(ContextDecorator):
             self._abort(code)
         raise SystemExit(code) from None
 
+    def _find_departed(self):
+        """Hear who has returned."""
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        while self.control.Iprobe(MPI.ANY_SOURCE, GOODBYE, status):
+            self.control.Recv(bytearray(0), status.source, GOODBYE)
+            self.comm.engine.departed.add(status.source)
+
     def _others(self, failing: bool, patience: float) -> int | None:
         """Tell the others that this rank leaves; the lowest failing rank when all do, None if they do not."""
         if self.control is None:
@@ -113,6 +131,7 @@ class guard(ContextDecorator):
             if time.monotonic() > deadline:
                 return None
             time.sleep(1e-3)
+        self._find_departed()  # so that no word is left over when MPI shuts down
         return int(lowest[0])
 
     def _say(self, text: str) -> None:
@@ -150,7 +169,7 @@ def report(error: BaseException, rank: int, size: int) -> str:
     return text if size == 1 else "".join(f"[rank {rank}] {line}\n" for line in text.splitlines())
 
 
-def launch(main: Callable, *args, leave: float = 30.0, stall: float | None = None):
+def launch(main: Callable, *args, leave: float = 60.0, stall: float | None = None):
     """Run a program: ``launch(main)`` calls ``main(comm, *args)`` inside the guard and returns its result."""
     try:
         comm = world()

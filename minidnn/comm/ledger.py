@@ -115,8 +115,8 @@ class Ledger:
     ) -> tuple:
         """Leave the present state and enter another, described by the labels (default: the present ones).
 
-        ``layer`` and ``phase`` override the labels'; ``flops`` is what the new span will compute.  Returns the
-        state left, for :meth:`restore`.
+        ``layer`` and ``phase`` override the labels'; ``flops`` is what the new span will compute.  Returns
+        the state left, for :meth:`restore`.
         """
         labels = self.labels if labels is None else labels
         key = state, labels.layer if layer is None else layer, labels.phase if phase is None else phase

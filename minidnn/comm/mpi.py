@@ -23,13 +23,14 @@ from minidnn._blas import cores
 from minidnn.backend import array_module, is_array
 from minidnn.errors import InputError
 
-from .communicator import Communicator, Engine
+from .communicator import CommunicationError, Communicator, Engine
 from .ledger import Ledger
 
 #: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID")
 PIECE = 1 << 30  # bytes: longer messages are cut, since many an MPI counts in 32 bits
 SPIN = 3e-4  # seconds of waiting without a pause
+LOOK = 1.0  # seconds of waiting after which, again and again, a rank looks whether others have finished
 SLICE = 4 << 20  # bytes: what the library's own all_reduce is given at a time, see library_all_reduce
 
 
@@ -58,13 +59,16 @@ def world() -> Communicator:
 
 
 class Request:
-    """A send or receive under way; holds on to its array until it is complete."""
+    """A send or receive under way; holds on to its array until it is complete.
 
-    __slots__ = ("arrays", "done", "handles", "note", "then")
+    ``peer`` is the world rank at the other end (None: a collective of the library).
+    """
+
+    __slots__ = ("arrays", "done", "handles", "note", "peer", "then")
 
     def __init__(self, handles, arrays, then: Callable[[], None] | None = None):
         self.handles, self.arrays, self.then = handles, arrays, then
-        self.done, self.note = False, None
+        self.done, self.note, self.peer = False, None, None
 
     def finish(self):
         self.done = True
@@ -102,15 +106,19 @@ class MPICommunicator(Communicator):
 
     def _isend(self, array, dest, tag):
         if not isinstance(array, np.ndarray) and is_array(array):
-            return self.device.isend(array, dest, tag)
-        handles = [self.comm.Isend(part, dest, tag) for part in self.parts(array)]
-        return Request(handles, array)
+            request = self.device.isend(array, dest, tag)
+        else:
+            request = Request([self.comm.Isend(part, dest, tag) for part in self.parts(array)], array)
+        request.peer = self.ranks[dest]
+        return request
 
     def _irecv(self, array, source, tag):
         if not isinstance(array, np.ndarray) and is_array(array):
-            return self.device.irecv(array, source, tag)
-        handles = [self.comm.Irecv(part, source, tag) for part in self.parts(array)]
-        return Request(handles, array)
+            request = self.device.irecv(array, source, tag)
+        else:
+            request = Request([self.comm.Irecv(part, source, tag) for part in self.parts(array)], array)
+        request.peer = self.ranks[source]
+        return request
 
     def parts(self, array) -> list:
         """The array as buffers of bytes (so that any dtype can travel), none longer than an MPI can count."""
@@ -144,14 +152,29 @@ class MPICommunicator(Communicator):
         return True
 
     def wait_any(self, groups):
-        patience, pause = time.perf_counter() + self.spin, 20e-6
+        begin, pause, look = time.perf_counter(), 20e-6, LOOK
         while True:
             ready = [i for i, group in enumerate(groups) if self.test(group)]
             if ready:
                 return ready
-            if time.perf_counter() > patience:
+            waited = time.perf_counter() - begin
+            if waited > self.spin:
                 time.sleep(pause)
                 pause = min(2 * pause, 1e-3)
+            if waited > look:
+                look += LOOK
+                self._look_for_departed(groups)
+
+    def _look_for_departed(self, groups):
+        """Fail if this rank waits for one that has finished, and did so at the last look already."""
+        before = set(self.engine.departed)
+        self.engine.find_departed()
+        for request in (request for group in groups for request in group if not request.done):
+            if request.peer in before:
+                raise CommunicationError(
+                    f"rank {self.ranks[self.rank]} waits for rank {request.peer}, which has finished "
+                    f"({request.note})"
+                )
 
     # -- the rest ----------------------------------------------------------------------------------------
 
