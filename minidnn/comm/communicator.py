@@ -106,6 +106,7 @@ class Engine:
 
     def __init__(self):
         self.ledger, self.traffic = Ledger(), Traffic()
+        self.alive: Callable[[], None] = lambda: None  # a guard that watches for stalls puts its own here
         self.debug = False
         self.pending: list[Pending] = []
         self.scratch: dict = {}
@@ -261,6 +262,10 @@ class Communicator(ABC):
     def start(self, generator: Generator) -> Pending:
         """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once."""
         return self.engine.start(self, generator)
+
+    def alive(self) -> None:
+        """Tell the guard that watches for stalls, if there is one, that this rank goes on."""
+        self.engine.alive()
 
     def progress(self) -> None:
         """Move on all collectives of this rank whose messages have arrived; never waits."""

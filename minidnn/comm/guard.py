@@ -69,6 +69,7 @@ class guard(ContextDecorator):
             comm.engine.find_departed = self._find_departed
 
     def __enter__(self):
+        self.comm.engine.alive = self.alive
         self.alive()
         return self
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..comm import algorithms
-from ..comm.algorithms import split_counts
+from ..comm.algorithms import Move, split_counts
+from ..comm.closed_forms import closed_form
 from .plan import Boundary, Bucket, Chunk, LayerPlan, Message, Plan
 from .schedule import (
     Action,
@@ -28,7 +29,7 @@ from .transfer import Transfer
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
 METRICS_ALGORITHM = "doubling"
-LIBRARY = "mpi"  # the library's own all_reduce: its messages are not ours to see, or to count
+LIBRARY = "mpi"  # the library's own all_reduce
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,15 @@ class _Reader:
         yield from self.collective(op, algorithm, group, counts, _Label(phase, bucket.layer))
 
     def collective(self, op, algorithm, group, counts, label: _Label, itemsize: int = 0) -> Iterator[Message]:
-        if len(group) > 1 and algorithm != LIBRARY:
-            rounds = algorithms.rounds(op, algorithm, len(group), group.index(self.rank), counts)
-            yield from self.rounds(rounds, op, algorithm, group, label, itemsize)
+        if len(group) == 1:
+            return
+        rank, size = group.index(self.rank), len(group)
+        if algorithm == LIBRARY:
+            rounds = _library_rounds(rank, size, counts)
+        else:
+            nodes = tuple(self.plan.nodes[r] for r in group)
+            rounds = algorithms.rounds(op, algorithm, size, rank, counts, nodes=nodes)
+        yield from self.rounds(rounds, op, algorithm, group, label, itemsize)
 
     def rounds(self, rounds, op, algorithm, group, label: _Label, itemsize: int = 0) -> Iterator[Message]:
         itemsize = itemsize or self.plan.dtype.itemsize
@@ -135,6 +142,17 @@ class _Reader:
                     bytes=move.elements * itemsize,
                     chunk=label.chunk,
                 )
+
+
+def _library_rounds(rank: int, size: int, n: int) -> tuple:
+    """What stands in the ledger for the library's own all_reduce, whose messages nobody can see.
+
+    One message to the right neighbour, of what the ring would send.
+    """
+    left = (rank - 1) % size
+    sent, received = (closed_form("all_reduce", LIBRARY, size, r, n).elements for r in (rank, left))
+    moves = Move("recv", left, 0, received), Move("send", (rank + 1) % size, 0, sent)
+    return (moves,) if n else ()
 
 
 def step_messages(plan: Plan, rank: int) -> list[Message]:

@@ -64,6 +64,7 @@ class Exchange:
     size: int
     differentiable: bool
     algorithms: Algorithms
+    nodes: tuple[int, ...]  # of each rank
 
     def forward(self, chunk: Chunk) -> Transfer:
         """The forward move for one chunk of the batch."""
@@ -208,6 +209,7 @@ class Plan:
     schedules: dict[int, tuple[Action, ...]]
     input_placement: Placement
     algorithms: Algorithms
+    nodes: tuple[int, ...]  # of each rank
     options: object = field(repr=False, default=None)
 
     @property

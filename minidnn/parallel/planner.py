@@ -63,6 +63,7 @@ def make_plan(
         chunks=tuple(_chunks(strategy, rows) for rows in row_batches),
         input_placement=first,
         algorithms=options.algorithms,
+        nodes=options.nodes or (0,) * grid.size,
         **_per_rank(segments, strategy, options),
     )
 

@@ -77,6 +77,10 @@ class Options:
         Of OWT: column/row pairs of fully connected layers in place of columns all through.
     dp : int, optional
         Of hybrid: the rows of the process grid.
+    link : Link
+        What a message costs, for all_reduce="auto".
+    nodes : tuple of int, optional
+        The node of each rank, for all_reduce="hierarchical"; default all on one.
     """
 
     dtype: str = "float32"
@@ -93,7 +97,7 @@ class Options:
     fc_pairs: bool = False
     dp: int | None = None
     link: Link = DEFAULT
-    algorithms: Algorithms = Algorithms()
+    nodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         known = (*ALGORITHMS["all_reduce"], "mpi", "auto")
@@ -110,6 +114,14 @@ class Options:
     @property
     def bucket_bytes(self) -> int:
         return int(self.bucket_mib * MIB)
+
+    @property
+    def algorithms(self) -> Algorithms:
+        """Those of the transfers of activations: the direct ones, or the chosen all_reduce where it needs no nodes."""
+        if self.all_reduce == "direct":
+            return Algorithms("direct", "direct", "direct")
+        plain = self.all_reduce in ("ring", "doubling", "halving", "tree")
+        return Algorithms(self.all_reduce if plain else "ring")
 
     def all_reduce_for(self, n_bytes: int, size: int) -> str:
         """The algorithm that sums `n_bytes` over `size` ranks."""

@@ -99,8 +99,8 @@ class Session:
         raise InputError(f"--model {args.model}: expected alexnet or lenet, which train on images")
 
     def _measured(self, shape: tuple[int, ...]) -> dict[str, object]:
-        """Options that are measured on this machine, the same on every rank."""
-        found: dict[str, object] = {}
+        """Options that come from this machine, the same on every rank."""
+        found: dict[str, object] = {"nodes": self.comm.nodes}
         if self.args.balance == "measured":
             costs = measured_costs(self.new_model(), shape, max(1, self.batch // self.comm.size))
             found["costs"] = tuple(self.comm.exchange(np.array(costs))[0].tolist())

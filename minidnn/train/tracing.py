@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -15,14 +14,14 @@ import numpy as np
 
 from .._blas import STATUS
 from ..comm import trace_files
-from ..comm.communicator import Communicator
 from ..errors import InputError
 from ..parallel import Result
 from ..parallel.memory import rank_memory
 from ..report.explain import explain
+from ..report.live import gather
 from ..report.plan_rows import describe
 from ..report.tables import report
-from ..report.trace import assemble, load
+from ..report.trace import load
 from ..report.views import write_views
 from .session import Session
 
@@ -57,10 +56,6 @@ class Tracing:
         """After the update."""
         ledger = self.ledger
         step = ledger.labels.step
-        if ledger.tracing and step == 0:
-            memory = asdict(rank_memory(self.session.executor.plan, self.comm.rank))
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            ledger.note("memory", **memory, **{"peak of the process": peak})
         ledger.end_step(result.loss, result.samples)
         last = self.args.steps == 1 and self.args.epochs == 1
         if self.explain and step == (0 if last else EXPLAINED_STEP):
@@ -81,18 +76,8 @@ class Tracing:
     def _tell(self, step: int) -> None:
         """Print the story of a step of all ranks, and stop recording unless a trace is wanted."""
         with self.paused():
-            offset, error = trace_files.measure_clock(self.comm)
-            header = {
-                "size": self.comm.size,
-                "rank": self.comm.rank,
-                "clock_offset": offset,
-                "clock_error": error,
-            }
-            records = [{"seq": i, **r} for i, r in enumerate(self.ledger.records())]
-            parts = _gather(self.comm, json.dumps([header, records], default=float))
-            if parts is not None:
-                found = [json.loads(part) for part in parts]
-                trace, _ = assemble(".", {}, {head["rank"]: (head, rows) for head, rows in found})
+            trace = gather(self.comm)
+            if trace is not None:
                 self.session.say("\n" + explain(trace, step) + "\n")
         if not self.args.trace:
             self.ledger.tracing = False
@@ -101,6 +86,9 @@ class Tracing:
         """Write the trace and its views, and print its tables."""
         if not self.args.trace:
             return
+        memory = asdict(rank_memory(self.session.executor.plan, self.comm.rank))
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.ledger.note("memory", **memory, **{"peak of the process": peak})
         self.ledger.tracing = False
         trace_files.write(self.comm, self.args.trace, self.run, self._info(history))
         if self.comm.rank == 0:
@@ -129,14 +117,5 @@ class Tracing:
             "plan": str(plan),
             "plan_rows": describe(plan),
             "history": history.epochs,
+            "losses": history.losses,
         }
-
-
-def _gather(comm: Communicator, text: str) -> list[str] | None:
-    """Every rank's text, on rank 0; messages that no ledger counts."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    longest = int(comm.exchange(np.array([len(data)])).max())
-    padded = np.zeros(longest, np.uint8)
-    padded[: len(data)] = data
-    rows = comm.exchange(padded)
-    return [bytes(row).rstrip(b"\0").decode() for row in rows] if comm.rank == 0 else None

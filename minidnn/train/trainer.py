@@ -89,6 +89,7 @@ class Trainer:
 
     def record(self, batch: Batch, result: Result) -> None:
         """Count a step that is done, draw the progress bar, and let the twin make the same step."""
+        self.comm.alive()
         self.tracing.end_step(result)
         self.meter.batches[len(batch.labels)] += 1
         self.meter.end()
@@ -112,6 +113,7 @@ class Trainer:
             return None
         loss = correct = samples = 0.0
         for batch in self.session.validation.epoch(0):
+            self.comm.alive()
             images = None if batch.images is None else self.executor.xp.asarray(batch.images)
             result = self.executor.evaluate(images, batch.labels)
             loss += result.loss * result.samples
