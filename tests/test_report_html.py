@@ -26,10 +26,9 @@ def pages(tmp_path_factory):
         model, options = nn.build("alexnet", image=56, classes=8, width=0.25), Options()
         strategy = make_strategy("owt", model, (56, 56, 3), p, options)
         trace.run["plan_rows"] = describe(make_plan(model, (56, 56, 3), strategy, 16, options, "alexnet"))
-        trace.run["history"] = [
-            {"step": 1, "loss": 2.0, "accuracy": 0.5},
-            {"step": 3, "loss": 1.0, "accuracy": 0.9},
-        ]
+        trace.run["losses"] = [2.3 / (i + 1) for i in range(100)]
+        epochs = ({"step": 50 * i, "accuracy": 0.4 * i, "validation_accuracy": None} for i in (1, 2))
+        trace.run["history"] = list(epochs)
         save_html(trace, folder / "report.html")
         found[p] = trace, folder / "report.html"
     return found
@@ -101,7 +100,7 @@ def test_the_payload_is_plain_json_for_odd_traces(tmp_path):
 def test_it_fits_the_screen_in_light_and_dark(pages, open_page, p, width, scheme):
     page = open_page(pages[p][1], width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("timeline", "split", "matrix", "memory", "loss", "durations"):
+    for name in ("timeline", "split", "matrix", "memory", "loss", "accuracy", "durations"):
         box = page.locator(f"#{name} canvas").first.bounding_box()
         assert box["width"] > 0.7 * min(width, 600) * (0.6 if width > 800 else 1) and box["height"] > 100
     # text stands out from what is behind it, by the WCAG's measure

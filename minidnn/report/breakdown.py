@@ -130,13 +130,6 @@ def flights(own: list[Message], rank: int) -> Intervals:
     return union(sends + receives)
 
 
-def hidden_fraction(trace: Trace, step: int) -> float:
-    """Hidden / (hidden + exposed) communication over all ranks of one step; 0 where nothing was sent."""
-    parts = [breakdown(trace, step, rank) for rank in trace.steps[step]]
-    total = sum(p.hidden + p.exposed for p in parts)
-    return sum(p.hidden for p in parts) / total if total else 0.0
-
-
 def union(intervals: Intervals) -> Intervals:
     """Sorted disjoint intervals that cover the same points; empty and reversed ones vanish."""
     result: Intervals = []

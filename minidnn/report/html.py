@@ -72,7 +72,8 @@ def payload(trace: Trace, steps: list[int] | None = None) -> dict:
         "steps": complete,
         "losses": [_loss(trace, step) for step in complete],
         "durations": [1e3 * trace.duration(step) for step in complete],
-        "history": trace.run.get("history") or [],
+        "training": trace.run.get("losses") or [],
+        "epochs": trace.run.get("history") or [],
         "plan": _plan(trace.run.get("plan_rows")),
         "plan_text": str(trace.run.get("plan") or ""),
         "collectives": collective_rows(trace) if trace.messages else None,
@@ -138,26 +139,23 @@ def _plan(rows: dict | None) -> list[dict]:
 
 def _facts(trace: Trace) -> list[list[str]]:
     """Everything in run.json that is short, and the state of the clocks, as (name, value)."""
-    facts = []
+    facts: dict[str, str] = {}
 
     def add(name: str, value: object) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                add(
-                    f"{name} {key}".strip() if name not in ("options", "versions", "machine") else str(key),
-                    inner,
-                )
+                add(str(key), inner)
         elif value not in (None, "", []):
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            facts.append([name.replace("_", " "), text])
+            facts.setdefault(name.replace("_", " "), text)
 
     for key, value in trace.run.items():
-        if key not in ("format", "version", "plan", "plan_rows", "history"):
+        if key not in ("format", "version", "plan", "plan_rows", "history", "losses"):
             add(key, value)
     complete = trace.complete_steps()
     if complete:
-        facts.append(["steps traced", f"{complete[0]} to {complete[-1]}"])
-    facts.append(["messages traced", str(len(trace.messages))])
+        facts["steps traced"] = f"{complete[0]} to {complete[-1]}"
+    facts["messages traced"] = str(len(trace.messages))
     if trace.size > 1:
-        facts.append(["clocks aligned within", time(trace.clock_error)])
-    return facts
+        facts["clocks aligned within"] = time(trace.clock_error)
+    return [[name, value] for name, value in facts.items()]

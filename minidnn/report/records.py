@@ -11,7 +11,6 @@ from pathlib import Path
 from minidnn.errors import InputError
 
 PHASES = ("input", "forward", "backward", "gradient sync", "metrics", "update")
-STATES = ("input", "compute", "comm", "wait", "other")
 CONTENTS = {
     "forward": "activations",
     "backward": "gradients of activations",
@@ -139,7 +138,6 @@ class Trace:
     memory: dict[int, list[dict]] = field(default_factory=dict)
     clock_error: float = 0.0
     clock_shift: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:

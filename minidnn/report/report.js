@@ -18,7 +18,7 @@ function fillTables() {
   fillPlan();
   const present = {
     "timeline-section": data.typical !== null, "matrix-section": data.matrix.length, "memory-section": data.memory.names.length,
-    "loss-section": data.losses.some(x => x !== null) || data.history.length, "duration-section": data.steps.length > 1,
+    "loss-section": data.training.length || data.losses.some(x => x !== null), "accuracy-section": data.epochs.some(e => typeof e.accuracy === "number"), "duration-section": data.steps.length > 1,
     "collective-section": data.collectives, "plan-section": data.plan.length || data.plan_text,
   };
   for (const [id, shown] of Object.entries(present)) byId(id).hidden = !shown;
@@ -135,26 +135,24 @@ function drawCharts() {
   const shades = ["#332288", "#88ccee", "#44aa99", "#ddcc77", "#cc6677", "#aa4499", "#999933"];
   chart("memory", tall, { tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: bytes }, legend: {},
     xAxis: { type: "value", axisLabel: { formatter: bytes } }, yAxis: { type: "category", data: names, inverse: true },
-    series: data.memory.names.map((name, i) => ({ name, type: "bar", stack: "all", barMaxWidth: 22, itemStyle: { color: shades[i % shades.length] }, data: data.memory.bytes.map(row => row[i]) })) });
-  lossChart();
+    series: data.memory.names.map((name, i) => ({ name, type: "bar", stack: name.includes("peak") ? "peak" : "all", barMaxWidth: name.includes("peak") ? 6 : 20, barGap: "10%", itemStyle: { color: shades[i % shades.length] }, data: data.memory.bytes.map(row => row[i]) })) });
+  curves();
   const line = { type: "line", showSymbol: data.steps.length < 40, symbolSize: 6 };
   chart("durations", 240, { tooltip: { trigger: "axis", valueFormatter: ms }, xAxis: { type: "category", data: data.steps, name: "step", nameLocation: "middle", nameGap: 26 },
     yAxis: { type: "value", min: 0, axisLabel: { formatter: "{value} ms" } }, grid: { left: 8, right: 20, top: 14, bottom: 4 },
     series: [{ ...line, name: "time", itemStyle: { color: css("accent") }, data: data.durations }] });
 }
 
-function lossChart() { // by epoch where run.json has a history, else by traced step
-  const epochs = data.history.length > 0, line = { type: "line", showSymbol: true, symbolSize: 6 };
-  const keys = epochs ? [...new Set(data.history.flatMap(Object.keys))].filter(k => !["epoch", "step", "time", "seconds"].includes(k)) : [];
-  const rates = k => k.includes("accuracy");
-  const colors = [css("accent"), css("exposed"), "#44aa99", "#aa4499"];
-  const series = epochs ? keys.map((k, i) => ({ ...line, name: k.replaceAll("_", " "), itemStyle: { color: colors[i % 4] }, yAxisIndex: 0, data: data.history.map(h => h[k]) }))
-    : [{ ...line, name: "loss", showSymbol: data.steps.length < 40, itemStyle: { color: colors[0] }, data: data.losses }];
-  const places = keys.some(rates) ? "accuracy between 0 and 1" : "";
-  chart("loss", 240, { tooltip: { trigger: "axis", valueFormatter: v => (v === undefined || v === null ? "" : (+v).toPrecision(4)) }, legend: epochs ? {} : undefined,
-    grid: { left: 8, right: 20, top: epochs ? 34 : 14, bottom: 4 },
-    xAxis: { type: "category", data: epochs ? data.history.map((h, i) => h.epoch ?? i + 1) : data.steps, name: epochs ? "epoch" : "step", nameLocation: "middle", nameGap: 26 },
-    yAxis: { type: "value", min: 0, name: places }, series });
+function curves() { // over all steps where run.json has them, else over the traced ones
+  const all = data.training.length > 0, first = all ? data.training.map((v, i) => [i + 1, v]) : data.steps.map((n, i) => [n, data.losses[i]]);
+  const points = (key, scale) => data.epochs.filter(e => typeof e[key] === "number").map(e => [e.step, scale * e[key]]);
+  const line = (name, points, color, symbol) => ({ type: "line", name, data: points, symbol, symbolSize: 7, showSymbol: points.length < 40, lineStyle: { width: 1.5 }, itemStyle: { color } });
+  const x = { type: "value", min: "dataMin", max: "dataMax", minInterval: 1, name: "step", nameLocation: "middle", nameGap: 26 };
+  const read = v => (v === undefined || v === null ? "" : (+v).toPrecision(4));
+  const option = (series, y) => ({ tooltip: { trigger: "axis", valueFormatter: read }, legend: {}, grid: { left: 8, right: 20, top: 34, bottom: 4 }, xAxis: x, yAxis: y, series: series.filter(s => s.data.length) });
+  chart("loss", 260, option([line("training", first, css("accent"), "circle"), line("validation", points("validation_loss", 1), css("exposed"), "diamond")], { type: "value", min: 0 }));
+  chart("accuracy", 260, option([line("training", points("accuracy", 100), css("accent"), "circle"), line("validation", points("validation_accuracy", 100), css("exposed"), "diamond")],
+    { type: "value", min: 0, max: 100, axisLabel: { formatter: "{value} %" } }));
 }
 
 function draw() {
