@@ -64,7 +64,6 @@ class Exchange:
     size: int
     differentiable: bool
     algorithms: Algorithms
-    nodes: tuple[int, ...]  # of each rank
 
     def forward(self, chunk: Chunk) -> Transfer:
         """The forward move for one chunk of the batch."""
