@@ -192,8 +192,21 @@ def test_state_that_does_not_fit():
             "expected params and any of lr, .*got params, rate",
         ),
         ([{"lr": 1}], {"lr": 1}, ValueError, "group 0: expected params"),
-        ([np.zeros(2)], {"lr": 1}, TypeError, "group 0: expected tensors, got ndarray"),
+        (
+            [np.zeros(2)],
+            {"lr": 1},
+            TypeError,
+            r"group 0: expected tensors, as in model.parameters\(\), got ndarray",
+        ),
         ([parameter([1.0])] * 2, {"lr": 1}, ValueError, "'w' is given twice"),
+        # all of these can be iterated over, but not to get parameters
+        (parameter([1.0]), {"lr": 1}, TypeError, r"model.parameters\(\) or \[w\], got a single Tensor"),
+        (nn.Linear(2, 1), {"lr": 1}, TypeError, r"SGD: expected a list, model.parameters\(\).*Linear"),
+        (nn.Sequential(nn.ReLU()), {"lr": 1}, TypeError, r"model.parameters\(\).*Sequential"),
+        ({"params": []}, {"lr": 1}, TypeError, "got a single dict"),
+        ([{"params": parameter([1.0])}], {"lr": 1}, TypeError, "group 0: expected a list.*Tensor"),
+        (nn.Linear(2, 1).named_parameters(), {"lr": 1}, TypeError, r"model.parameters\(\), got tuple"),
+        (1.0, {"lr": 1}, TypeError, "got a single float"),
     ],
 )
 def test_bad_options(params, options, error, match):

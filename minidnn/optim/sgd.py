@@ -65,7 +65,7 @@ class SGD:
         schedule: Schedule | Callable[[int], float] | None = None,
     ) -> None:
         defaults = dict(zip(_OPTIONS, (lr, momentum, nesterov, weight_decay, decay, schedule), strict=True))
-        params = list(params)
+        params = _listed(params, "SGD")
         if not all(isinstance(entry, Mapping) for entry in params):
             params = [{"params": params}]
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
@@ -203,16 +203,30 @@ class SGD:
         return names
 
 
+def _listed(params: Any, where: str) -> list[Any]:
+    """As a list; a tensor, a model and a mapping are refused: to iterate over them gives no parameters."""
+    if (
+        isinstance(params, (Tensor, Mapping))
+        or hasattr(params, "parameters")
+        or not isinstance(params, Iterable)
+    ):
+        raise TypeError(
+            f"{where}: expected a list, model.parameters() or [w], got a single {type(params).__name__}"
+        )
+    return list(params)
+
+
 def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [key for key in given if key not in ("params", *_OPTIONS)]
     if unknown or "params" not in given:
         raise ValueError(
             f"group {number}: expected params and any of {', '.join(_OPTIONS)}; got {', '.join(given)}"
         )
-    group = {**defaults, **given, "params": list(given["params"])}
+    group = {**defaults, **given, "params": _listed(given["params"], f"group {number}")}
     for parameter in group["params"]:
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"group {number}: expected tensors, got {type(parameter).__name__}")
+            kind = type(parameter).__name__
+            raise TypeError(f"group {number}: expected tensors, as in model.parameters(), got {kind}")
     if group["lr"] is None or not group["lr"] >= 0:
         raise ValueError(f"group {number}: needs a learning rate of at least 0, got {group['lr']}")
     if not 0 <= group["momentum"] < 1:
