@@ -127,7 +127,8 @@ class Options:
         """The algorithm that sums `n_bytes` over `size` ranks."""
         if self.all_reduce != "auto":
             return self.all_reduce
-        return choose(size, n_bytes, self.link)
+        nodes = self.nodes if self.nodes and len(self.nodes) == size else None
+        return choose(size, n_bytes, self.link, nodes)
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
