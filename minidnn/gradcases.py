@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidnn import functional as F
+from minidnn.backend import array_module
 from minidnn.random import random_bits
 
 Make = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -104,6 +105,7 @@ for _exponent in (2, 3, 0.5, -1.5, 1, 0):
     case("power", (3, 4), make=positive, exponent=_exponent)
 for _name, _make in (
     ("neg", normal),
+    ("abs", nonzero),
     ("exp", normal),
     ("log", positive),
     ("sqrt", positive),
@@ -193,17 +195,28 @@ case("local_response_norm", (2, 2, 3, 7), size=4, alpha=0.5)
 case("local_response_norm", (3, 8), size=5, alpha=0.5, beta=0.6, k=1.0)
 case("local_response_norm", (2, 3, 8), size=5, alpha=0.5, groups=2)
 case("local_response_norm", (2, 3), size=9, alpha=0.5)
-_mean, _var = np.array([0.1, -0.2, 0.3]), np.array([0.5, 1, 2])
+
+
+def _normalise(x: Any, gamma: Any, beta: Any) -> Any:
+    """Batch normalisation by given statistics, wherever `x` is."""
+    xp = array_module(x.data)
+    mean, var = xp.asarray([0.1, -0.2, 0.3]), xp.asarray([0.5, 1, 2])
+    return F.batch_norm_inference(x, gamma, beta, mean, var)
+
+
+def _drop(x: Any, p: float) -> Any:
+    """Dropout with the bits of four samples, wherever `x` is."""
+    return F.dropout(x, p, random_bits(0, "drop", 0, np.arange(4), (5, 6), xp=array_module(x.data)))
+
+
 for _x in ((6, 3), (2, 3, 4, 3)):
     _inputs = _x, (3,), (3,)
     case("batch_norm", *_inputs, function=lambda x, g, b: F.batch_norm(x, g, b)[0])
     _f = lambda x, g, b: F.batch_norm(x, g, b, 1e-3, lambda sums: sums)[0]  # noqa: E731
     case("batch_norm", *_inputs, label="with all_sum", function=_f)
-    _f = lambda x, g, b: F.batch_norm_inference(x, g, b, _mean, _var)  # noqa: E731
-    case("batch_norm_inference", *_inputs, function=_f)
+    case("batch_norm_inference", *_inputs, function=_normalise)
 for _p in (0, 0.3, 0.5):
-    _bits = random_bits(0, "drop", 0, np.arange(4), (5, 6))
-    case("dropout", (4, 5, 6), label=f"p={_p}", function=partial(F.dropout, p=_p, bits=_bits))
+    case("dropout", (4, 5, 6), label=f"p={_p}", function=partial(_drop, p=_p))
 
 # Losses, by targets of four rows.
 _labels = np.array([0, 2, 1, 2])

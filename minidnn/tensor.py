@@ -65,6 +65,10 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor(...) of a tensor: use detach() for a leaf that shares its values")
         if data is not None and not is_array(data):
+            if isinstance(data, (list, tuple)) and any(isinstance(value, Tensor) for value in data):
+                raise TypeError(
+                    "a list of tensors is no tensor, and NumPy would drop their graph: concatenate them"
+                )
             data = np.asarray(data)
         if requires_grad and data is not None and data.dtype.kind != "f":
             raise TypeError(
@@ -96,6 +100,8 @@ class Tensor:
         return self.data.size
 
     def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor of shape () has no length and no rows: item() gives its value")
         return self.shape[0]
 
     def __repr__(self) -> str:
@@ -105,11 +111,15 @@ class Tensor:
 
     def item(self) -> float:
         """The value of a tensor of one element as a Python number (waits for the device)."""
+        if self.data.size != 1:
+            raise ValueError(
+                f"{self.name or 'a tensor'} of shape {self.shape} is not one number: numpy() gives all values"
+            )
         return self.data.item()
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: shared on the CPU, a copy of device memory."""
-        return to_host(self.data)
+        return to_host(as_tensor(self).data)
 
     def detach(self) -> "Tensor":
         """A leaf that shares the values and needs no gradient."""
@@ -132,6 +142,8 @@ class Tensor:
                 "assign to the result of an operation: backward may need its values; detach() first"
             )
         data = self.data
+        if isinstance(array, Tensor):
+            array = array.data
         if not is_array(array):
             array = array_module(data).asarray(array, dtype=data.dtype)
         if array.shape != data.shape:

@@ -6,12 +6,13 @@ from minidnn.functional.conv import conv2d
 from minidnn.functional.dropout import dropout
 from minidnn.functional.linear import linear, matmul
 from minidnn.functional.loss import binary_cross_entropy, mean_squared_error, softmax_cross_entropy
-from minidnn.functional.math import add, div, exp, log, mul, neg, power, sqrt, sub
+from minidnn.functional.math import abs, add, div, exp, log, mul, neg, power, sqrt, sub
 from minidnn.functional.normalize import batch_norm, batch_norm_inference, local_response_norm
 from minidnn.functional.pool import avg_pool2d, max_pool2d
 from minidnn.functional.shape import concatenate, flatten, getitem, max, mean, reshape, sum, transpose
 
 __all__ = [
+    "abs",
     "add",
     "avg_pool2d",
     "batch_norm",

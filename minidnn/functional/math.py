@@ -88,6 +88,17 @@ class Neg(Function):
         return -gy
 
 
+class Abs(Function):
+    """y = |x|, with gradient 0 at 0"""
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return array_module(x).abs(x)
+
+    def backward(self, gy: Any) -> Any:
+        return gy * array_module(gy).sign(self.x)
+
+
 class Power(Function):
     """y = x^p        p a number"""
 
@@ -175,6 +186,11 @@ def div(x: Any, y: Any) -> Tensor:
 def neg(x: Any) -> Tensor:
     """-x"""
     return Neg()(x)
+
+
+def abs(x: Any) -> Tensor:
+    """|x|"""
+    return Abs()(x)
 
 
 def power(x: Any, exponent: float) -> Tensor:

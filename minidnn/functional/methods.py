@@ -1,10 +1,46 @@
-"""The operators and methods of `Tensor`, each a function of this package: ``x + y`` is ``add(x, y)``."""
+"""The operators and methods of `Tensor`, each a function of this package: ``x + y`` is ``add(x, y)``.
 
+What leaves the graph is here, too: ``<`` and its kin, which give raw boolean arrays (``==`` asks whether two
+tensors are the same object), and conversions to NumPy and Python. In-place operators are refused: ``w -= g``
+would not change the tensor but bind the name to another one.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from minidnn.functional import activation, math, shape
 from minidnn.functional.linear import matmul
 from minidnn.tensor import Tensor
+
+
+def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:
+    return lambda x, y: compare(x.data, y.data if isinstance(y, Tensor) else y)
+
+
+def _refused(symbol: str) -> Callable[[Tensor, Any], Tensor]:
+    def refuse(x: Tensor, y: Any) -> Tensor:
+        raise TypeError(
+            f"{x.name or 'x'} {symbol}= ... on a tensor would make a new one: call assign(array) to change the "
+            f"values in place, or write x = x {symbol} ... for the result of an operation"
+        )
+
+    return refuse
+
+
+def _array(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return np.array(x.numpy(), dtype=dtype, copy=copy)
+
+
+def _format(x: Tensor, spec: str) -> str:
+    return format(x.item(), spec) if spec else repr(x)
+
+
+def _iterate(x: Tensor) -> Iterator[Tensor]:
+    return (x[i] for i in range(len(x)))
+
 
 METHODS: dict[str, Any] = {
     "__add__": math.add,
@@ -19,8 +55,20 @@ METHODS: dict[str, Any] = {
     "__matmul__": matmul,
     "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": math.neg,
+    "__abs__": math.abs,
     "__getitem__": shape.getitem,
+    "__lt__": _comparison(operator.lt),
+    "__le__": _comparison(operator.le),
+    "__gt__": _comparison(operator.gt),
+    "__ge__": _comparison(operator.ge),
+    "__bool__": lambda x: bool(x.data),
+    "__float__": lambda x: float(x.item()),
+    "__int__": lambda x: int(x.item()),
+    "__format__": _format,
+    "__array__": _array,
+    "__iter__": _iterate,
     "T": property(shape.transpose),
+    "abs": math.abs,
     "exp": math.exp,
     "log": math.log,
     "sqrt": math.sqrt,
@@ -36,6 +84,9 @@ METHODS: dict[str, Any] = {
     "softmax": activation.softmax,
     "log_softmax": activation.log_softmax,
 }
+
+IN_PLACE = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "matmul": "@"}
+METHODS |= {f"__i{_name}__": _refused(_symbol) for _name, _symbol in IN_PLACE.items()}
 
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)

@@ -1,0 +1,93 @@
+"""What a newcomer tries first: either it works as NumPy's users expect, or the error says what to write."""
+
+import numpy as np
+import pytest
+
+from minidnn import functional as F
+from minidnn import nn
+from minidnn.tensor import Tensor, no_grad
+
+
+def test_a_tensor_becomes_an_array():
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    assert np.asarray(x) is x.data
+    assert np.asarray(x, np.float32).dtype == np.float32
+    assert not np.shares_memory(np.array(x), x.data)
+    np.testing.assert_allclose(x, [[0, 1, 2], [3, 4, 5]])
+    with pytest.raises(ValueError, match="copy"):
+        np.array(x, np.float32, copy=False)
+    with pytest.raises(RuntimeError, match="call init"):
+        np.asarray(nn.Linear(2, 3).W)
+
+
+def test_a_tensor_of_one_element_becomes_a_number():
+    loss = Tensor([[2.5]], requires_grad=True)
+    assert (float(loss), int(loss), f"{loss:.3f}", f"{loss:>5}") == (2.5, 2, "2.500", "  2.5")
+    assert f"{loss}" == repr(loss)
+    assert isinstance(float(Tensor(3)), float)
+    x = Tensor(np.ones((2, 3)), name="fc.W")
+    for convert in (float, int, Tensor.item, "{:.3f}".format):
+        with pytest.raises(ValueError, match=r"fc\.W of shape \(2, 3\) is not one number: numpy\(\)"):
+            convert(x)
+
+
+def test_comparisons_give_boolean_arrays():
+    x, y = Tensor([-1.0, 2.0], requires_grad=True), np.array([0.0, 2.0])
+    for got, expected in (
+        (x < y, [True, False]),
+        (x <= y, [True, True]),
+        (x > 0, [False, True]),
+        (x >= Tensor(y), [False, True]),
+        (y < x, [False, False]),
+        (1 > x, [True, False]),
+    ):
+        assert type(got) is np.ndarray and got.tolist() == expected
+    assert Tensor(0.5) < 1 and not Tensor(0.0) and Tensor([3.0])
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x > y)
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x)
+
+
+def test_abs():
+    x = Tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    y = abs(x)
+    y.sum().backward()
+    assert y.data.tolist() == [2, 0, 3] and x.grad.tolist() == [-1, 0, 1]
+
+
+def test_a_scalar_tensor_has_no_rows():
+    for use in (len, list, iter):
+        with pytest.raises(TypeError, match=r"shape \(\) has no length"):
+            use(Tensor(1.0))
+
+
+def test_operators_in_place_are_refused():
+    w, start = Tensor(np.array([1.0, 2.0]), requires_grad=True, name="w"), np.array([1.0, 2.0])
+
+    def isub(x, y):
+        x -= y
+
+    with pytest.raises(
+        TypeError, match=r"w -= \.\.\. on a tensor would make a new one: call assign\(array\)"
+    ):
+        isub(w, 0.1)
+    with pytest.raises(TypeError, match="assign"), no_grad():
+        isub(w, start)
+    with pytest.raises(TypeError, match=r"write x = x - \.\.\."):
+        isub(w * 2, w)
+    for symbol in ("+", "-", "*", "/", "**", "@"):
+        with pytest.raises(TypeError, match="assign"):
+            exec(f"w {symbol}= y", {"w": w, "y": 2})
+    np.testing.assert_array_equal(w.data, start)
+    w.assign(w.data - 0.5)
+    w.assign(Tensor(w.data * 2))
+    np.testing.assert_array_equal(w.data, [1.0, 3.0])
+
+
+def test_a_list_of_tensors_is_not_silently_cut_off_from_its_graph():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match="concatenate"):
+        Tensor([x, x])
+    with pytest.raises(TypeError, match="concatenate"):
+        F.exp([x[0], x[1]])
