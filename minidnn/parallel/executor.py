@@ -24,9 +24,10 @@ from .fingerprint import check_same
 from .gradients import BucketSum, GradientSync
 from .messages import METRICS_ALGORITHM
 from .move import Redistribute, move
+from .per_rank import forward_only
 from .placement import Shard
 from .plan import Chunk, LayerPlan, Plan
-from .planner import INPUT, forward_only, make_plan
+from .planner import INPUT, make_plan
 from .replica import Replica
 from .schedule import (
     Backward,

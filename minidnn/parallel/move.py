@@ -13,7 +13,7 @@ from ..backend import array_module
 from ..comm import collectives
 from ..comm.communicator import Communicator
 from ..tensor import Function
-from .placement import Shard, offsets, split
+from .placement import Replicate, Shard, offsets, split
 from .plan import Chunk, Exchange
 from .transfer import Transfer
 
@@ -42,6 +42,11 @@ def move(comm: Communicator, transfer: Transfer, x: Any, empty: Any, tag: int = 
     if op in ("slice", "keep"):
         part = transfer.part(transfer.dst, me)
         return None if part is None else x[part]
+    if op == "pad":
+        whole = xp.zeros(shape, empty.dtype)
+        if x is not None and (me == 0 or transfer.src != Replicate()):  # of equal copies, one counts
+            whole[transfer.part(transfer.src, me)] = x
+        return whole
     if op == "send":
         if me == transfer.src.rank:
             yield from collectives.send.steps(comm, x, transfer.dst.rank, tag)

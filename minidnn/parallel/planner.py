@@ -9,10 +9,10 @@ import numpy as np
 
 from .. import nn
 from ..errors import InputError
-from .placement import Grid, OnRank, Partial, Placement, Replicate, Shard, bounds, split
-from .plan import Boundary, Bucket, Chunk, Exchange, LayerPlan, Parameter, Plan, Segment
-from .schedule import Action, Metrics, ReduceGradients, Update
-from .shard import localise, parameter_placement, requirement
+from .per_rank import per_rank
+from .placement import Partial, Placement, Replicate, Shard, bounds, split
+from .plan import Boundary, Chunk, Exchange, LayerPlan, Plan, Segment
+from .shard import Requirement, requirement
 from .strategy import Options, Strategy
 
 LOSS = "loss"
@@ -64,7 +64,7 @@ def make_plan(
         input_placement=first,
         algorithms=options.algorithms,
         nodes=options.nodes or (0,) * grid.size,
-        **_per_rank(segments, strategy, options),
+        **per_rank(segments, strategy, options),
     )
 
 
@@ -141,8 +141,6 @@ class _Builder:
         placement = self.placements[name]
         layer = self.layers[name]
         if layer is None:
-            from .shard import Requirement
-
             return Requirement(placement, placement)
         return requirement(name, layer, placement, self.size, self.in_shapes[name][0])
 
@@ -249,119 +247,3 @@ class _Builder:
             exchanges.append(self._exchange(value, src, dst, leaves, grad_dst))
             arrived[value] = (dst, leaves)
         return Boundary(index - 1, names[0], tuple(values), tuple(exchanges)), arrived
-
-
-def _per_rank(segments: tuple[Segment, ...], strategy: Strategy, options: Options) -> dict:
-    """Parameters, gradient buckets and the completed schedule of every rank."""
-    grid = strategy.grid
-    parameters: dict[int, tuple] = {}
-    buckets: dict[int, tuple] = {}
-    schedules: dict[int, tuple] = {}
-    alike: dict[str, list[Parameter]] = {}  # what every member holds whole, worked out once
-    for rank in range(grid.size):
-        member = rank % grid.mp
-        if rank >= grid.mp:  # the rows of the grid are alike
-            parameters[rank], buckets[rank] = parameters[member], buckets[member]
-            schedules[rank] = schedules[member]
-            continue
-        held, reduced = [], {}
-        for segment in segments:
-            for plan in segment.layers:
-                own = alike.get(plan.name)
-                if own is None:
-                    own = _held(plan, grid.mp, member)
-                    if plan.placement in (Shard(0), Replicate()):
-                        alike[plan.name] = own
-                if own:
-                    key = (_gradient_group(plan.placement, grid), strategy.update_groups[segment.index])
-                    reduced.setdefault(key, []).extend(own)
-                    held += own
-        parameters[rank] = tuple(held)
-        buckets[rank] = _buckets(reduced, options, grid)
-        schedules[rank] = _complete(strategy, strategy.schedule(member), buckets[rank])
-    return {"parameters": parameters, "buckets": buckets, "schedules": schedules}
-
-
-def _held(plan: LayerPlan, size: int, member: int) -> list[Parameter]:
-    """What `member` of `size` holds of a layer's parameters."""
-    if plan.layer is None:
-        return []
-    local = localise(plan.layer, plan.placement, size, member, plan.in_shape)
-    if local is None:
-        return []
-    lies = parameter_placement(plan.placement)
-    return [Parameter(name, p.shape, p.full_shape, lies) for name, p in local.named_parameters()]
-
-
-def _gradient_group(placement: Placement, grid: Grid) -> str:
-    """Over which ranks the gradients of a layer so placed have to be summed ("" for none)."""
-    if placement == Shard(0) and grid.size > 1:
-        return "world"
-    return "column" if grid.dp > 1 else ""
-
-
-def _buckets(reduced: dict, options: Options, grid: Grid) -> tuple[Bucket, ...]:
-    """Parameters in the order in which backward finishes them, cut where a bucket is full."""
-    itemsize = np.dtype(options.dtype).itemsize
-    buckets: list[Bucket] = []
-    for (group, update), parameters in reversed(reduced.items()):
-        if not group:
-            continue
-        runs: list[list[Parameter]] = []
-        filled = None
-        for p in reversed(parameters):
-            if filled is None or filled + p.size * itemsize > options.bucket_bytes:
-                runs.append([])
-                filled = 0
-            runs[-1].append(p)
-            filled += p.size * itemsize
-        for run in runs:
-            elements = sum(p.size for p in run)
-            size = len(grid.world(0)) if group == "world" else grid.dp
-            buckets.append(
-                Bucket(
-                    index=len(buckets),
-                    group=group,
-                    update=update,
-                    names=tuple(p.name for p in run),
-                    sizes=tuple(p.size for p in run),
-                    algorithm=options.all_reduce_for(elements * itemsize, size),
-                    sharded=options.sharded_momentum,
-                )
-            )
-    return tuple(buckets)
-
-
-def _complete(strategy: Strategy, actions: list[Action], buckets: tuple[Bucket, ...]) -> tuple[Action, ...]:
-    """Put in the sums of gradients before each update, the metrics, and the updates not yet there."""
-
-    def update(group: str) -> list[Action]:
-        return [*(ReduceGradients(b.index) for b in buckets if b.update == group), Update(group)]
-
-    complete: list[Action] = []
-    for action in actions:
-        complete += update(action.group) if isinstance(action, Update) else [action]
-    complete.append(Metrics())
-    done = {a.group for a in actions if isinstance(a, Update)}
-    for group in dict.fromkeys(reversed(strategy.update_groups)):
-        if group not in done:
-            complete += update(group)
-    return tuple(complete)
-
-
-def forward_only(plan: Plan, rank: int) -> tuple[Action, ...]:
-    """The schedule of an evaluation: every segment that `rank` has a part in, once, in one chunk."""
-    from .schedule import Finish, Forward, Start
-
-    mine = sorted({a.segment for a in plan.schedules[rank] if isinstance(a, Forward)})
-    actions: list[Action] = []
-    for segment in mine:
-        if segment > 0:
-            actions += [Start(segment - 1, 0, "forward"), Finish(segment - 1, 0, "forward")]
-        actions.append(Forward(segment, 0))
-        if segment + 1 < len(plan.segments) and segment + 1 not in mine:
-            actions.append(Start(segment, 0, "forward"))
-    return (*actions, Metrics())
-
-
-__all__ = ["INPUT", "LOSS", "OnRank", "check_batch", "forward_only", "make_plan"]

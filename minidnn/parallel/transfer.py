@@ -28,18 +28,20 @@ _OPERATIONS = {
     (OnRank, Replicate): "broadcast",
     (OnRank, Shard): "scatter",
     (OnRank, OnRank): "send",
+    (Shard, Partial): "pad",
+    (Replicate, Partial): "pad",
+    (OnRank, Partial): "pad",
 }
-LOCAL_OPERATIONS = ("none", "slice", "keep")
+LOCAL_OPERATIONS = ("none", "slice", "keep", "pad")
 
 
 def operation(src: Placement, dst: Placement) -> str:
-    """The name of the collective that turns `src` into `dst`."""
-    if src == dst:
-        return "none"
-    try:
-        return _OPERATIONS[type(src), type(dst)]
-    except KeyError:
-        raise ValueError(f"no layer takes its input as {dst} (asked for {src} -> {dst})") from None
+    """The name of the collective that turns `src` into `dst`.
+
+    No layer takes its input as `Partial`; a gradient becomes so where a value has several uses that
+    leave its gradient placed differently: zeros elsewhere ("pad"), and all can be summed together.
+    """
+    return "none" if src == dst else _OPERATIONS[type(src), type(dst)]
 
 
 @dataclass(frozen=True)
