@@ -48,12 +48,14 @@ class Collective:
 def _run(comm, op, algorithm, counts, work, inbox=None, root=0, base=0, **options):
     """Header check and execution of one collective whose rounds are looked up."""
     counts = normalise(op, algorithm, comm.size, counts)
+    # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
+    tag = comm.next_tag()
     if comm.debug:
         yield from headers.check(comm, op, algorithm, work.dtype, counts, root)
     if algorithm == "hierarchical":
         options["nodes"] = comm.nodes
     own = rounds(op, algorithm, comm.size, comm.rank, counts, root, **options)
-    yield from execute(comm, op, algorithm, own, work, work if inbox is None else inbox, base)
+    yield from execute(comm, op, algorithm, own, work, work if inbox is None else inbox, base, tag)
 
 
 def _flat(x):
@@ -87,9 +89,10 @@ def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
     if comm.size == 1:
         return flat
     if algorithm == "mpi":
+        tag = comm.next_tag()
         if comm.debug:
             yield from headers.check(comm, "all_reduce", "mpi", flat.dtype, flat.size, 0)
-        yield from library_all_reduce(comm, flat)
+        yield from library_all_reduce(comm, flat, tag)
     else:
         yield from _run(comm, "all_reduce", algorithm, flat.size, flat)
     return flat
@@ -220,4 +223,4 @@ def _one_message(comm, work, source, dest, tag):
     if comm.debug:
         yield from headers.check_message(comm, work, source, dest, tag)
     own = rounds("send", "direct", comm.size, comm.rank, work.size, source, dest=dest)
-    yield from execute(comm, "send", "direct", own, work, work, tag=tag)
+    yield from execute(comm, "send", "direct", own, work, work, 0, tag)

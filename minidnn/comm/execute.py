@@ -12,13 +12,13 @@ from .communicator import Communicator, Note
 from .ledger import DONE
 
 
-def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, inbox, base=0, tag=None):
+def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, inbox, base, tag):
     """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
 
     Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
     they are one and the same.
     """
-    ledger, labels, tag = comm.ledger, comm.ledger.labels, comm.next_tag() if tag is None else tag
+    ledger, labels = comm.ledger, comm.ledger.labels
     xp, cell = array_module(inbox), ledger.cell(op, labels)
     need = max((sum(m.elements for m in moves if m.reduce) for moves in own), default=0)
     scratch = _borrow(comm, xp, inbox.dtype, need)
@@ -77,14 +77,14 @@ def _give_back(comm, xp, scratch):
     comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
 
 
-def library_all_reduce(comm: Communicator, flat) -> Generator:
+def library_all_reduce(comm: Communicator, flat, tag: int) -> Generator:
     """The steps of the transport's own all_reduce, counted and recorded.
 
     What the library sends cannot be seen: it appears as one message to the right neighbour, of the bytes
     that the ring would send, which is the least that any algorithm can.  The transport's counters, which
     cannot see it either, are told the same.
     """
-    ledger, labels, tag = comm.ledger, comm.ledger.labels, comm.next_tag()
+    ledger, labels = comm.ledger, comm.ledger.labels
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     sent, received = (
         closed_form("all_reduce", "mpi", comm.size, rank, flat.size).elements * flat.itemsize

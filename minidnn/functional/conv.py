@@ -4,6 +4,7 @@ The three kernels are plain functions on raw arrays:
 `convolve` (y), `convolve_input_gradient` (gx) and `convolve_weight_gradient` (gW).
 """
 
+from math import prod
 from typing import Any
 
 from minidnn.backend import array_module
@@ -22,7 +23,7 @@ def columns(x: Any, window: Windows, group: slice) -> Any:
 def channel_groups(c: int, groups: int) -> list[slice]:
     """`c` channels as `groups` equal slices."""
     step = c // groups
-    return [slice(i, i + step) for i in range(0, c, step)]
+    return [slice(g * step, (g + 1) * step) for g in range(groups)]
 
 
 def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
@@ -50,7 +51,7 @@ def convolve_weight_gradient(
     kh, kw, c, o = W.shape
     gW = xp.empty(W.shape, gy.dtype) if out is None else out
     flat = gW.reshape(kh * kw * c, o)
-    gy = gy.reshape(-1, o)
+    gy = gy.reshape(prod(gy.shape[:-1]), o)
     x = pad(x, window.padding)
     for of, to in zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True):
         xp.matmul(columns(x, window, of).T, gy[:, to], out=flat[:, to])
