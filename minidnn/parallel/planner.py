@@ -189,7 +189,9 @@ class _Builder:
         """The segments, the boundaries, and the placement in which the images are loaded."""
         first = self.names[0]
         # Where each value lies within the running segment, and the placement its gradient must reach there.
-        here = {INPUT: (self.needs[first].input, self.gradients[first][1])}
+        # Images are loaded whole: who needs some of their channels cuts them out.
+        loaded = Replicate() if self.needs[first].input == Shard(-1) else self.needs[first].input
+        here = {INPUT: (loaded, self.gradients[first][1])}
         segments, boundaries = [], []
         for index in range(len(self.strategy.starts) + 1):
             names = [n for n in self.names if self.segment[n] == index]
@@ -201,7 +203,7 @@ class _Builder:
                 layers.append(self._layer(name, here))
                 here[name] = (self.placements[name], self.gradients[name][0])
             segments.append(Segment(index, tuple(layers)))
-        return tuple(segments), tuple(boundaries), self.needs[first].input
+        return tuple(segments), tuple(boundaries), loaded
 
     def _layer(self, name: str, here: dict) -> LayerPlan:
         need, leaves = self.needs[name], self.gradients[name][1]
