@@ -139,7 +139,8 @@ class Session:
             options |= {"steps": args.steps, "augment": Augment() if args.augment else None}
         else:
             batch = min(max(self.batch, 16 * self.comm.size), len(split))
-            options |= {"steps": max(1, min(args.validation, len(split)) // batch), "shuffle": False}
+            # A part of the split is drawn, the same one every time: some archives list one class after the other.
+            options |= {"steps": max(1, min(args.validation, len(split)) // batch)}
             return DataLoader(split, batch, rows=rows if first < last else None, **options)
         if whole:
             return DataLoader(split, self.batch, prefetch=NO_PREFETCH_THREAD, **options)
