@@ -1,9 +1,11 @@
 """The choice of array module, and what importing the package brings in."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from minidnn.backend import (
     to_device,
     to_host,
 )
+from minidnn.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_numpy_arrays_and_everything_else_belong_to_numpy():
@@ -33,15 +38,60 @@ def test_host_arrays_are_not_copied():
 
 def test_devices_by_name():
     assert get_array_module("cpu") is np
-    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+    with pytest.raises(InputError, match="unknown device 'tpu'"):
         get_array_module("tpu")
 
 
-@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed")
-def test_without_cupy():
-    assert not cupy_available()
-    with pytest.raises(RuntimeError, match=r'pip install "minidnn\[gpu\]"'):
+def python(*arguments):
+    """A Python of its own, with the path of this one."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.skipif(cupy_available(), reason="there is a GPU")
+def test_without_a_gpu():
+    hint = "finds no CUDA device" if find_spec("cupy") else r'pip install "minidnn\[gpu\]"'
+    with pytest.raises(InputError, match=hint):
         get_array_module("gpu")
+    run = python("examples/alexnet_owt.py", "--device", "gpu")
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith('error: device "gpu"') and run.stderr.count("\n") == 1
+
+
+IMPORT_EVERYTHING = """
+import pkgutil, sys
+import minidnn
+for module in pkgutil.walk_packages(minidnn.__path__, "minidnn."):
+    if module.name != "minidnn.__main__":
+        __import__(module.name)
+print("cupy" in sys.modules)
+import numpy as np
+from minidnn import functional as F
+from minidnn.nn.models import lenet
+from minidnn.optim import SGD
+from minidnn.tensor import Tensor
+model = lenet().init(0)
+F.softmax_cross_entropy(model(Tensor(np.ones((2, 28, 28, 1), np.float32))), np.array([1, 2])).backward()
+SGD(model.parameters(), lr=0.1, momentum=0.9).step()
+print("trained")
+"""
+
+
+def test_importing_everything_does_not_import_cupy():
+    run = python("-c", IMPORT_EVERYTHING)
+    assert run.stdout.split() == ["False", "trained"], run.stderr
+
+
+@pytest.mark.skipif(cupy_available() or find_spec("cupy") is None, reason="needs CuPy and no GPU")
+def test_importing_everything_beside_cupy_touches_no_device():
+    run = python("-c", "import cupy" + IMPORT_EVERYTHING)  # which raises if anything does, without a driver
+    assert run.stdout.split() == ["True", "trained"], run.stderr
 
 
 def test_importing_the_engine_brings_in_numpy_only():

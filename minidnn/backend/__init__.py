@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from minidnn.errors import InputError
+
 __all__ = [
     "array_module",
     "asnumpy",
@@ -62,19 +64,17 @@ def get_array_module(device: str) -> ModuleType:
 
     Raises
     ------
-    ValueError
-        Another name.
-    RuntimeError
-        ``"gpu"`` without CuPy, or without a device that CuPy can use.
+    InputError
+        Another name; ``"gpu"`` without CuPy, or without a device that CuPy can use.
     """
     if device == "cpu":
         return np
     if device != "gpu":
-        raise ValueError(f"unknown device {device!r}: known are 'cpu' and 'gpu'")
+        raise InputError(f"unknown device {device!r}: known are 'cpu' and 'gpu'")
     if importlib.util.find_spec("cupy") is None:
-        raise RuntimeError('device "gpu" needs CuPy: pip install "minidnn[gpu]"')
+        raise InputError('device "gpu" needs CuPy: pip install "minidnn[gpu]"')
     import cupy
 
-    if not cupy.is_available():
-        raise RuntimeError("CuPy is installed but finds no CUDA device")
+    if not cupy.is_available():  # never raises, and is False without a driver
+        raise InputError('device "gpu": CuPy is installed but finds no CUDA device; use "cpu"')
     return cupy
