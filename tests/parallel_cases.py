@@ -106,6 +106,7 @@ MODELS = {
     "batch": lambda: network(norm="batch"),
     "batch and groups": lambda: network(norm="batch", groups=2),
     "groups": lambda: network(groups=2),
+    "ungrouped": lambda: network(norm="lrn", dropout=True),
     "all": lambda: network(norm="lrn", dropout=True, groups=2),
     "towers": lambda: network(norm="lrn", dropout=True, groups=4),
     "narrow": narrow,

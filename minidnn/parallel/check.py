@@ -158,7 +158,7 @@ def _meeting(plan: Plan, rank: int, action: Action) -> tuple[tuple | None, Seque
                     )
                     if transfer and transfer.rounds(rank % plan.grid.mp):
                         meets |= set(_transfer_ends(transfer, row))
-            return (direction, segment, chunk, tuple(sorted(meets))), sorted(meets - {rank})
+            return (direction, segment, chunk), sorted(meets - {rank})
         case ReduceGradients(bucket):
             group = next(b.group for b in plan.buckets[rank] if b.index == bucket)
             members = plan.group(group, rank)

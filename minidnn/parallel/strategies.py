@@ -223,6 +223,9 @@ def place(placements: Mapping[str, Placement]) -> Callable[..., Strategy]:
         for pattern, placement in placements.items():
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(f"place: no layer is called {pattern!r}; the layers are {', '.join(names)}")
+            if not isinstance(placement, Placement):
+                known = "Shard(0), Shard(-1), Replicate(), Partial() or OnRank(r)"
+                raise InputError(f"place: {pattern!r} is {placement!r}: expected {known}")
             if isinstance(placement, OnRank) and not 0 <= placement.rank < ranks:
                 raise InputError(f"place: {pattern!r} on rank {placement.rank}, but there are {ranks} ranks")
         rules: dict[str, Placement] = {}
@@ -235,6 +238,8 @@ def place(placements: Mapping[str, Placement]) -> Callable[..., Strategy]:
             requirement(name, model[name], found[name], ranks, ins[0])
         last = found[model.names[-1]]
         loss = rules.get(LOSS, last if isinstance(last, OnRank) or last == Shard(0) else Replicate())
+        if loss in (Partial(), Shard(-1)):
+            raise PlacementError(f"loss: it cannot be {loss}; use Shard(0), Replicate() or OnRank(r)")
         return _whole("placed", Grid(1, ranks), found | {LOSS: loss}, options)
 
     return build
