@@ -38,7 +38,7 @@ class Labels(NamedTuple):
 MESSAGE_FIELDS = (
     *("kind", "side", "step", "phase", "layer", "tensor", "chunk", "cause"),
     *("op", "algorithm", "index", "count", "group", "source", "dest", "tag"),
-    *("bytes", "dtype", "start", "stop", "posted", "done"),
+    *("bytes", "dtype", "start", "stop", "posted", "done", "difference"),
 )
 SPAN_FIELDS = ("kind", "state", "layer", "phase", "chunk", "step", "begin", "end", "flops")
 STEP_FIELDS = ("kind", "step", "begin", "end", "loss", "images")
@@ -82,6 +82,9 @@ class Ledger:
         ``seconds[state, layer, phase]``, up to the last change of state (:meth:`times` is up to now).
     tracing : bool
         Whether records are kept.
+    reference : callable or None
+        ``(comm, note, tag, block, span) -> float | None``: while tracing, how far a block about to be sent is
+        from what one process computes (:mod:`minidnn.train.reference`).
     """
 
     def __init__(self, rank: int = 0, size: int = 1, clock: Callable[[], float] = perf_counter):
@@ -90,6 +93,7 @@ class Ledger:
         self.traffic: dict[tuple[str, str, str], list[int]] = {}
         self.seconds: dict[tuple[str, str, str], float] = {}
         self.tracing = False
+        self.reference: Callable | None = None
         self.dropped_steps = 0
         self._kept: deque[list] = deque()
         self._records: list = []
@@ -160,7 +164,9 @@ class Ledger:
             cell = self.traffic[key] = [0, 0, 0, 0]
         return cell
 
-    def message(self, side, labels, how, group, source, dest, tag, nbytes, dtype, span) -> list:
+    def message(
+        self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference=None
+    ) -> list:
         """Record one end of one message (only while tracing).
 
         ``how`` is (op, algorithm, round, of how many rounds); ``span`` is the element slice (start, stop).
@@ -168,7 +174,7 @@ class Ledger:
         """
         step, phase, layer, tensor, chunk, cause = labels
         record = ["message", side, step, phase, layer, tensor, chunk, cause, *how, group, source, dest, tag]
-        record += [nbytes, dtype, *span, self.clock(), None]
+        record += [nbytes, dtype, *span, self.clock(), None, difference]
         self._records.append(record)
         return record
 

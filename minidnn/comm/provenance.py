@@ -31,9 +31,16 @@ class Provenance:
     states: list[list[list[frozenset[int]]]]
     rounds: list[Rounds]
 
+    def complete(self, rank: int, index: int, start: int, stop: int) -> bool:
+        """Whether every rank's contribution is in what a rank sends of [start, stop) in round ``index``."""
+        first, last = self.edges.index(start), self.edges.index(stop)
+        return all(len(chunk) == len(self.rounds) for chunk in self.states[index - 1][rank][first:last])
 
-def provenance(op: str, algorithm: str, p: int, n: int, root: int = 0, **options) -> Provenance:
-    """Execute a collective on sets of ranks.
+
+def provenance(
+    op: str, algorithm: str, p: int, n: int | tuple[int, ...], root: int = 0, **options
+) -> Provenance:
+    """Execute a collective on sets of ranks; ``n`` elements, or as many as ``n`` says in each rank's block.
 
     Raises
     ------
@@ -48,7 +55,8 @@ def provenance(op: str, algorithm: str, p: int, n: int, root: int = 0, **options
     counts = normalise(op, algorithm, p, n)
     everyone = [rounds(op, algorithm, p, rank, counts, root, **options) for rank in range(p)]
     moves = [move for own in everyone for moves in own for move in moves]
-    borders = {0, n} | {move.start for move in moves} | {move.stop for move in moves}
+    total = n if isinstance(n, int) else sum(n)
+    borders = {0, total} | {move.start for move in moves} | {move.stop for move in moves}
     if op in BLOCKED:
         borders |= set(edges_of(counts))
     edges = tuple(sorted(borders))

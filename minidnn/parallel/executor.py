@@ -288,7 +288,7 @@ class Executor:
         inputs = []
         for name, exchange in zip(layer.inputs, layer.exchanges, strict=True):
             x = values[name]
-            inputs.append(x if exchange is None else Redistribute(self.row, exchange, chunk)(x))
+            inputs.append(x if exchange is None else Redistribute(self.row, exchange, chunk, name)(x))
         if layer.layer is None:
             return self._loss(step, layer, inputs[0], chunk)
         local = self.replica.layers.get(layer.name)
@@ -420,7 +420,8 @@ class Executor:
                 tag = BOUNDARY_TAGS + 2 * (index * len(boundary.values) + i) * len(step.chunks[index + 1])
                 tag += 2 * number + (direction == "backward")
                 empty = self.xp.empty(0, self.dtype)
-                flying.append(self.row.start(move(self.row, transfer, x, empty, tag)))
+                with self.ledger.scope(tensor=name):
+                    flying.append(self.row.start(move(self.row, transfer, x, empty, tag)))
         step.flying[index, number, direction] = [p for p in flying if p is not None]
         if direction == "backward":
             step.inputs.pop((index + 1, number), None)

@@ -16,6 +16,7 @@ from typing import Any
 from ..comm import collectives
 from ..comm.algorithms import edges_of, split_counts
 from ..comm.communicator import Communicator
+from ..comm.ledger import Scope
 from ..nn import Parameter
 from ..tensor import Tensor
 from .plan import Bucket
@@ -63,15 +64,17 @@ class BucketSum:
         self.missing.discard(id(leaf))
         return not self.missing
 
+    def _scope(self, phase: str, cause: str) -> Scope:
+        bucket = self.bucket
+        return self.comm.ledger.scope(phase=phase, layer=bucket.layer, tensor=bucket.tensor, cause=cause)
+
     def start_sum(self) -> None:
         """Post the first messages of the sum."""
         for p in self.parameters:
             if p.grad is None:  # no gradient reached it on this rank
                 p.grad_buffer[...] = 0
                 p.grad = p.grad_buffer
-        with self.comm.ledger.scope(
-            phase="gradient sync", layer=self.bucket.layer, cause="replicated weights"
-        ):
+        with self._scope("gradient sync", "replicated weights"):
             if self.bucket.sharded:
                 steps = collectives.reduce_scatter.steps(
                     self.comm, self.gradients, self.counts, self.algorithms.reduce_scatter
@@ -95,7 +98,7 @@ class BucketSum:
 
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
-        with self.comm.ledger.scope(phase="update", layer=self.bucket.layer, cause="sharded momentum"):
+        with self._scope("update", "sharded momentum"):
             own = self.weights[self.start : self.start + self.counts[self.comm.rank]]
             self.weights[...] = collectives.all_gather(
                 self.comm, own, self.counts, self.algorithms.all_gather

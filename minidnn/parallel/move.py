@@ -90,6 +90,18 @@ def _all_to_all(comm: Communicator, transfer: Transfer, x: Any, counts) -> Gener
     return _join_columns(xp, flat, own, features)
 
 
+def layout(whole: Any, transfer: Transfer, member: int) -> Any:
+    """The flat buffer whose slices `member` sends, of the whole tensor: what it holds once nothing is partial."""
+    if transfer.op == "all_to_all":
+        part = whole[transfer.part(transfer.src, member)]
+        return _cut(part, transfer, -1 if transfer.src == Shard(0) else 0).reshape(-1)
+    if transfer.op in ("all_gather", "gather"):
+        return _cut(whole, transfer, transfer.src.axis).reshape(-1)
+    if transfer.op in ("reduce_scatter", "scatter"):
+        return _cut(whole, transfer, transfer.dst.axis).reshape(-1)
+    return whole.reshape(-1)
+
+
 def _cut(x: Any, transfer: Transfer, axis: int) -> Any:
     """The flat buffer of a tensor's blocks, one for each member, in order."""
     return x if axis == 0 else _cut_columns(x, split(transfer.shape[-1], transfer.size))
@@ -126,13 +138,14 @@ def _join_columns(xp: Any, flat: Any, leading: tuple[int, ...], features: tuple[
 class Redistribute(Function):
     """y = x, placed otherwise.  Forward runs one transfer, backward its adjoint.
 
-    A member that holds nothing of x or of y passes a placeholder of no elements.
+    A member that holds nothing of x or of y passes a placeholder of no elements.  `value` is x's name in
+    the ledger.
     """
 
     saves_inputs = False
 
-    def __init__(self, comm: Communicator, exchange: Exchange, chunk: Chunk) -> None:
-        self.comm, self.exchange, self.chunk = comm, exchange, chunk
+    def __init__(self, comm: Communicator, exchange: Exchange, chunk: Chunk, value: str) -> None:
+        self.comm, self.exchange, self.chunk, self.value = comm, exchange, chunk, value
         self.collective = exchange.differentiable
 
     def forward(self, x: Any) -> Any:
@@ -150,4 +163,5 @@ class Redistribute(Function):
 
     def _run(self, transfer: Transfer, x: Any) -> Any:
         holds = transfer.local_shape(transfer.src, self.comm.rank) is not None
-        return self.comm.start(move(self.comm, transfer, x if holds else None, self.empty)).wait()
+        with self.comm.ledger.scope(tensor=self.value):
+            return self.comm.start(move(self.comm, transfer, x if holds else None, self.empty)).wait()

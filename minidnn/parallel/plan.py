@@ -149,8 +149,16 @@ class Bucket:
 
     @property
     def layer(self) -> str:
-        first, last = (self.names[i].rpartition(".")[0] for i in (0, -1))
-        return first if first == last else f"{first}..{last}"
+        return _from_to(*(self.names[i].rpartition(".")[0] for i in (0, -1)))
+
+    @property
+    def tensor(self) -> str:
+        """What the ledger calls the contents; no other bucket of a rank is called so."""
+        return _from_to(self.names[0], self.names[-1])
+
+
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first}..{last}"
 
 
 @dataclass(frozen=True)

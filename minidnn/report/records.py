@@ -96,8 +96,8 @@ class Message:
 
     @property
     def content(self) -> str:
-        """What is in the message: the tensor's name, or its kind."""
-        return self.tensor or CONTENTS.get(self.phase, "data")
+        """What is in the message: the kind of values, and of which tensor."""
+        return CONTENTS.get(self.phase, "data") + (f" of {self.tensor}" if self.tensor else "")
 
     @property
     def reason(self) -> str:
