@@ -26,6 +26,7 @@ from minidnn.backend import array_module
 
 from . import headers, tuning
 from .algorithms import edges_of, normalise, rounds
+from .checks import check_array
 from .communicator import USER_TAGS, Communicator, Pending
 from .execute import execute, library_all_reduce
 
@@ -82,6 +83,7 @@ def _blocks(comm, op, counts, size) -> tuple[int, ...]:
 @Collective
 def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
     """Replace a flat contiguous array by its sum over all ranks."""
+    check_array("all_reduce_inplace", flat)
     if flat.ndim != 1 or not flat.flags.c_contiguous:
         raise ValueError(f"all_reduce_inplace needs a flat contiguous array, got shape {flat.shape}")
     if algorithm == "auto":
@@ -101,6 +103,7 @@ def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
 @Collective
 def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
     """The sum of all ranks' x, on every rank, as a new array; the same bits everywhere."""
+    check_array("all_reduce", x)
     work = _copy(x)
     yield from all_reduce_inplace.steps(comm, work, algorithm)
     return work.reshape(x.shape)
@@ -109,6 +112,7 @@ def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
 @Collective
 def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
     """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the block sizes (default: even)."""
+    check_array("reduce_scatter", x)
     counts = _blocks(comm, "reduce_scatter", counts, x.size)
     work, start = _copy(x), sum(counts[: comm.rank])
     yield from _run(comm, "reduce_scatter", algorithm, counts, work)
@@ -119,6 +123,7 @@ def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, a
 @Collective
 def all_gather(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
     """All ranks' x one after the other, on every rank, flat; ``counts`` are their sizes (default: alike)."""
+    check_array("all_gather", x)
     counts = (x.size,) * comm.size if counts is None else tuple(counts)
     start, stop = sum(counts[: comm.rank]), sum(counts[: comm.rank + 1])
     if stop - start != x.size:
@@ -132,6 +137,7 @@ def all_gather(comm: Communicator, x, counts: Sequence[int] | None = None, algor
 @Collective
 def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial", segments=None):
     """The root's x on every rank; on the others x gives shape and dtype only."""
+    check_array("broadcast", x)
     work = _copy(x) if comm.rank == root else array_module(x).empty(x.size, x.dtype)
     yield from _run(comm, "broadcast", algorithm, x.size, work, root=root, segments=segments)
     return work.reshape(x.shape)
@@ -140,6 +146,7 @@ def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial",
 @Collective
 def reduce(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
     """The sum of all ranks' x on the root, None elsewhere."""
+    check_array("reduce", x)
     work = _copy(x)
     yield from _run(comm, "reduce", algorithm, x.size, work, root=root)
     return work.reshape(x.shape) if comm.rank == root else None
@@ -148,6 +155,7 @@ def reduce(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
 @Collective
 def scatter(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
     """Block r of the root's x on rank r, flat; on other ranks x gives the dtype only, counts are needed."""
+    check_array("scatter", x)
     if comm.rank == root:
         counts = _blocks(comm, "scatter", counts, x.size)
     elif counts is None:
@@ -164,6 +172,7 @@ def scatter(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None =
 @Collective
 def gather(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
     """All ranks' x one after the other on the root, flat, and None elsewhere; ``counts`` as in all_gather."""
+    check_array("gather", x)
     counts = (x.size,) * comm.size if counts is None else tuple(counts)
     start, stop = sum(counts[: comm.rank]), sum(counts[: comm.rank + 1])
     if stop - start != x.size:
@@ -184,6 +193,7 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
     ``counts[i][j]`` is the size of that block (default: every rank cuts its x evenly, all x being of one
     size).
     """
+    check_array("all_to_all", x)
     counts = normalise("all_to_all", algorithm, comm.size, x.size if counts is None else counts)
     if sum(counts[comm.rank]) != x.size:
         raise ValueError(f"all_to_all: rank {comm.rank} brings {x.size} elements, counts {counts[comm.rank]}")
@@ -202,6 +212,7 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
 @Collective
 def send(comm: Communicator, x, dest: int, tag: int = 0):
     """Send x to one rank, which receives it; x must not change until this is complete."""
+    check_array("send", x)
     work = _flat(x)
     yield from _one_message(comm, work, comm.rank, dest, tag)
 

@@ -1,28 +1,21 @@
-"""What a rank sees of the others: sending, receiving, and collectives in flight.
+"""What a rank sees of the others: sending, receiving, groups.
 
-A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``wait``, ``test``, ``wait_any``,
-``_part`` and ``abort``; everything else is here and in :mod:`.collectives`, once for all.
-
-A collective is a generator that posts messages, yields their requests, and goes on when those are complete;
-its return value is the result.  So any number of collectives can be in flight at once:
-:meth:`Communicator.start` begins one, :meth:`Communicator.progress` moves on all whose messages have
-arrived, and ``pending.wait()`` sees one to its end (moving on the others meanwhile, since the ranks it
-waits for may be waiting for those).  Each collective takes its tag from the communicator's sequence
-counter.  Every rank starts the same collectives in the same order, so the tags agree without a word being
-sent.
+A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``_wait``, ``_test``, ``_wait_any``,
+``_part`` and ``abort``; everything else is here, in :mod:`.engine` and in :mod:`.collectives`, once for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from minidnn.errors import InputError
 
-from .ledger import Ledger
+from .checks import check_message, check_requests
+from .engine import Engine, Note, Pending, Traffic
+from .ledger import DONE, Ledger
 
 # Tags: the user's own messages, collectives, and control (headers, splits, clocks), which no ledger counts.
 # MPI guarantees tags up to 32,767.
@@ -40,128 +33,6 @@ class ProtocolError(CommunicationError):
 
 class DeadlockError(CommunicationError):
     """All ranks that have not finished wait for one another."""
-
-
-class Traffic:
-    """What went through the transport, counted there: the tests compare the ledger with it."""
-
-    __slots__ = ("control", "received_bytes", "received_messages", "sent_bytes", "sent_messages")
-
-    def __init__(self):
-        self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
-        self.control = 0  # messages of the machinery itself
-
-    def count(self, sent_messages, sent_bytes, received_messages, received_bytes) -> None:
-        self.sent_messages += sent_messages
-        self.sent_bytes += sent_bytes
-        self.received_messages += received_messages
-        self.received_bytes += received_bytes
-
-    def totals(self) -> tuple[int, int, int, int]:
-        """Messages sent, bytes sent, messages received, bytes received."""
-        return self.sent_messages, self.sent_bytes, self.received_messages, self.received_bytes
-
-
-class Note:
-    """What a message is part of, to be put into words only when something has gone wrong."""
-
-    __slots__ = ("algorithm", "count", "index", "labels", "op")
-
-    def __init__(self, op, algorithm, labels, index=1, count=1):
-        self.op, self.algorithm, self.labels, self.index, self.count = op, algorithm, labels, index, count
-
-    def __str__(self):
-        parts = [f"{self.op} {self.algorithm} round {self.index}/{self.count}"]
-        labels = self.labels._asdict().items()
-        parts += [f"{name} {value}" for name, value in labels if value not in ("", None)]
-        return ", ".join(parts)
-
-
-class Pending:
-    """A collective in flight."""
-
-    __slots__ = ("_engine", "_generator", "comm", "done", "labels", "requests", "result")
-
-    def __init__(self, engine, comm, generator):
-        self._engine, self._generator, self.comm = engine, generator, comm
-        self.labels = comm.ledger.labels
-        self.requests: Sequence = ()
-        self.done, self.result = False, None
-
-    def test(self) -> bool:
-        """Move on what can be moved on, and say whether this one is complete."""
-        if not self.done:
-            self._engine.progress()
-        return self.done
-
-    def wait(self) -> Any:
-        """See it to its end and return its result."""
-        if not self.done:
-            self._engine.finish(self)
-        return self.result
-
-
-class Engine:
-    """The collectives that one rank has in flight, over all its communicators."""
-
-    def __init__(self):
-        self.ledger, self.traffic = Ledger(), Traffic()
-        self.alive: Callable[[], None] = lambda: None  # a guard that watches for stalls puts its own here
-        self.debug = False
-        self.pending: list[Pending] = []
-        self.scratch: dict = {}
-        self.link = None  # what minidnn.comm.tuning measured, for "auto"
-        self.departed: set[int] = set()  # world ranks known to have finished
-        self.find_departed: Callable[[], None] = lambda: None  # brings that up to date; the guard's
-
-    def start(self, comm, generator) -> Pending:
-        pending = Pending(self, comm, generator)
-        self.pending.append(pending)
-        self._advance(pending)
-        return pending
-
-    def _advance(self, pending) -> None:
-        """Run the generator to its next yield; its own labels apply, and its time counts as communication."""
-        ledger = self.ledger
-        labels, ledger.labels = ledger.labels, pending.labels
-        before = ledger.state("comm", labels=pending.labels)
-        try:
-            pending.requests = next(pending._generator)
-        except StopIteration as stop:
-            self._end(pending)
-            pending.result = stop.value
-        except BaseException:
-            self._end(pending)
-            raise
-        finally:
-            ledger.restore(before)
-            ledger.labels = labels
-
-    def _end(self, pending):
-        pending.done, pending.requests = True, ()
-        self.pending.remove(pending)
-
-    def progress(self) -> None:
-        """Move on every collective whose messages have arrived; never waits."""
-        for pending in self.pending.copy():
-            while not pending.done and pending.comm.test(pending.requests):
-                self._advance(pending)
-
-    def finish(self, pending) -> None:
-        while not pending.done:
-            before = self.ledger.state("wait", labels=pending.labels)
-            try:
-                if len(self.pending) == 1:
-                    pending.comm.wait(pending.requests)
-                    ready = (pending,)
-                else:
-                    flying = self.pending.copy()
-                    ready = [flying[i] for i in pending.comm.wait_any([each.requests for each in flying])]
-            finally:
-                self.ledger.restore(before)
-            for each in ready:
-                if not each.done:
-                    self._advance(each)
 
 
 class Communicator(ABC):
@@ -212,7 +83,78 @@ class Communicator(ABC):
     # -- messages ----------------------------------------------------------------------------------------
 
     def isend(self, array, dest: int, tag: int = 0):
-        """Begin to send a contiguous array; it must not change until the request is complete."""
+        """Begin to send a contiguous array; it must not change until the request is complete.
+
+        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 9,999.  In the ledger and in a
+        trace the message is a "send", as that of :func:`.collectives.send` is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No array, one that is not contiguous, a rank that does not exist, or a tag out of range.
+        """
+        return self._single("send", array, dest, tag)
+
+    def irecv(self, array, source: int, tag: int = 0):
+        """Begin to receive into a contiguous array of the size and dtype that are sent; as :meth:`isend`."""
+        return self._single("recv", array, source, tag)
+
+    def wait(self, requests: Sequence) -> None:
+        """Return when all requests are complete."""
+        check_requests("wait", requests)
+        before = self.ledger.state("wait")
+        try:
+            self._wait(requests)
+        finally:
+            self.ledger.restore(before)
+        self._complete(requests)
+
+    def test(self, requests: Sequence) -> bool:
+        """Whether all requests are complete; never waits."""
+        check_requests("test", requests)
+        done = self._test(requests)
+        if done:
+            self._complete(requests)
+        return done
+
+    def _single(self, side, array, peer, tag):
+        """Post one message that is no part of a collective; count and record it, unless it is control."""
+        post = self.post_send if side == "send" else self.post_recv
+        if tag >= CONTROL:
+            return post(array, peer, tag)
+        check_message(f"i{side}", array, peer, self.size, tag, USER_TAGS)
+        ledger, block = self.ledger, array.reshape(-1)
+        note = Note("send", "direct", ledger.labels)
+        if ledger.tracing:
+            note.record = self.record(side, note, peer, tag, block, (0, block.size))
+        before = ledger.state("comm")
+        try:
+            request = post(block, peer, tag)
+        finally:
+            ledger.restore(before)
+        request.note = note
+        cell, column = ledger.cell("send"), 0 if side == "send" else 2
+        cell[column] += 1
+        cell[column + 1] += block.nbytes
+        return request
+
+    def _complete(self, requests):
+        if self.ledger.tracing:
+            for request in requests:
+                record = request.note and request.note.record
+                if record and record[DONE] is None:
+                    record[DONE] = self.ledger.clock()
+
+    def record(self, side: str, note: Note, peer: int, tag: int, block, span: tuple[int, int]) -> list:
+        """Record this rank's end of a message in the trace; ``span`` is what it carries of a flat buffer."""
+        ends = self.ranks[self.rank], self.ranks[peer]
+        source, dest = ends if side == "send" else ends[::-1]
+        how = note.op, note.algorithm, note.index, note.count
+        details = source, dest, tag, block.nbytes, block.dtype.name, span
+        return self.ledger.message(side, note.labels, how, self.ranks, *details)
+
+    def post_send(self, array, dest: int, tag: int):
+        """Send a flat array that :mod:`.execute` counts in the ledger, or that is control."""
         traffic = self.engine.traffic
         if tag < CONTROL:
             traffic.sent_messages += 1
@@ -221,8 +163,8 @@ class Communicator(ABC):
             traffic.control += 1
         return self._isend(array, dest, tag)
 
-    def irecv(self, array, source: int, tag: int = 0):
-        """Begin to receive into a contiguous array of the size and dtype that are sent."""
+    def post_recv(self, array, source: int, tag: int):
+        """Receive what :meth:`post_send` sends."""
         traffic = self.engine.traffic
         if tag < CONTROL:
             traffic.received_messages += 1
@@ -238,16 +180,16 @@ class Communicator(ABC):
         """What :meth:`irecv` does, in this transport."""
 
     @abstractmethod
-    def wait(self, requests: Sequence) -> None:
-        """Return when all requests are complete."""
+    def _wait(self, requests: Sequence) -> None:
+        """What :meth:`wait` does, in this transport."""
 
     @abstractmethod
-    def wait_any(self, groups: Sequence[Sequence]) -> list[int]:
+    def _wait_any(self, groups: Sequence[Sequence]) -> list[int]:
         """Return when all requests of at least one group are complete, with the indices of such groups."""
 
     @abstractmethod
-    def test(self, requests: Sequence) -> bool:
-        """Whether all requests are complete; never waits."""
+    def _test(self, requests: Sequence) -> bool:
+        """What :meth:`test` does, in this transport."""
 
     def library_all_reduce(self, flat) -> Generator:
         """The steps of the all_reduce that the transport brings itself, in place, where it has one."""

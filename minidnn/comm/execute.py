@@ -30,9 +30,9 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
         for move in moves:
             span = slice(move.start - base, move.stop - base)
             if move.kind == "send":
-                block, post, column = outbox[span], comm.isend, 0
+                block, post, column = outbox[span], comm.post_send, 0
             else:
-                post, column = comm.irecv, 2
+                post, column = comm.post_recv, 2
                 if move.reduce:
                     block = scratch[used : used + move.elements]
                     used += move.elements
@@ -40,15 +40,7 @@ def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, in
                 else:
                     block = inbox[span]
             if ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
-                ends = comm.ranks[comm.rank], comm.ranks[move.peer]
-                source, dest = ends if move.kind == "send" else ends[::-1]
-                how = op, algorithm, index, len(own)
-                records.append(
-                    ledger.message(
-                        *(move.kind, labels, how, comm.ranks, source, dest, tag, block.nbytes),
-                        *(block.dtype.name, (move.start, move.stop)),
-                    )
-                )
+                records.append(comm.record(move.kind, note, move.peer, tag, block, (move.start, move.stop)))
             request = post(block, move.peer, tag)
             request.note = note
             requests.append(request)

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidnn.tensor import Tensor
+from minidnn.tensor import Tensor, as_tensor
 
 from . import adjoints
 from .algorithms import split_counts
@@ -121,8 +121,18 @@ def reduce_from(comm: Communicator, x: Tensor, algorithm: str = "ring") -> Tenso
 
 
 def _split(comm, x, axis, counts):
-    return split_counts(x.shape[axis], comm.size) if counts is None else tuple(counts)
+    length = _length(x, axis)
+    return split_counts(length, comm.size) if counts is None else tuple(counts)
 
 
 def _joined(comm, x, axis, counts):
-    return (x.shape[axis],) * comm.size if counts is None else tuple(counts)
+    length = _length(x, axis)
+    return (length,) * comm.size if counts is None else tuple(counts)
+
+
+def _length(x, axis):
+    shape = as_tensor(x).shape
+    if not -len(shape) <= axis < len(shape):
+        hint = "" if shape else "; reshape(1) gives it axis 0"
+        raise ValueError(f"a tensor of shape {shape} has no axis {axis} to split or join{hint}")
+    return shape[axis]

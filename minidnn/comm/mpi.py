@@ -138,10 +138,10 @@ class MPICommunicator(Communicator):
 
     # -- waiting -----------------------------------------------------------------------------------------
 
-    def wait(self, requests):
-        self.wait_any((requests,))
+    def _wait(self, requests):
+        self._wait_any((requests,))
 
-    def test(self, requests):
+    def _test(self, requests):
         open_requests = [request for request in requests if not request.done]
         if open_requests:
             handles = [handle for request in open_requests for handle in request.handles]
@@ -151,10 +151,10 @@ class MPICommunicator(Communicator):
                 request.finish()
         return True
 
-    def wait_any(self, groups):
+    def _wait_any(self, groups):
         begin, pause, look = time.perf_counter(), 20e-6, LOOK
         while True:
-            ready = [i for i, group in enumerate(groups) if self.test(group)]
+            ready = [i for i, group in enumerate(groups) if self._test(group)]
             if ready:
                 return ready
             waited = time.perf_counter() - begin

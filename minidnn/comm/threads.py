@@ -167,13 +167,13 @@ class ThreadCommunicator(Communicator):
         key = (self.context, self.ranks[source], self.ranks[self.rank], tag)
         return self.hub.post(Request("recv", array, key))
 
-    def wait(self, requests):
+    def _wait(self, requests):
         self.hub.wait_any(self.ranks[self.rank], (requests,))
 
-    def wait_any(self, groups):
+    def _wait_any(self, groups):
         return self.hub.wait_any(self.ranks[self.rank], groups)
 
-    def test(self, requests):
+    def _test(self, requests):
         if self.hub.failure is not None:
             raise Stopped
         if not all(request.done for request in requests):
