@@ -216,10 +216,10 @@ class Function:
                 dtype = arrays[0].dtype
                 for a in arrays:
                     if a.dtype is not dtype and a.dtype != dtype:
-                        raise TypeError(
-                            f"{type(self).__name__}: inputs of dtypes {dtype} and {a.dtype}; convert one"
-                        )
+                        raise mixed_dtypes(type(self).__name__, inputs)
         except AttributeError:
+            arrays = None
+        if arrays is None:
             return self(*[as_tensor(t) for t in inputs])
         if not (state.enabled and (self.collective or True in needs)):
             self.needs = (False,) * len(arrays)
@@ -320,3 +320,4 @@ def _result(data: Any, creator: Function | None = None, index: int = 0) -> Tenso
 _new = Tensor.__new__
 
 import minidnn.functional.methods  # noqa: E402, F401 - gives Tensor its operators, and needs the classes above
+from minidnn.functional.errors import mixed_dtypes  # noqa: E402

@@ -91,3 +91,33 @@ def test_a_list_of_tensors_is_not_silently_cut_off_from_its_graph():
         Tensor([x, x])
     with pytest.raises(TypeError, match="concatenate"):
         F.exp([x[0], x[1]])
+
+
+def test_mixed_dtypes_name_the_layer_and_the_remedy():
+    model = nn.Sequential({"fc1": nn.Linear(3, 2)}).init()
+    with pytest.raises(TypeError) as caught:
+        model(np.ones((4, 3)))
+    assert str(caught.value) == (
+        "fc1 (Linear): dtypes are never mixed, got input 0 float64, fc1.W float32, fc1.b float32; give the data as "
+        "array.astype(np.float32), or draw the weights by model.init(dtype=np.float64)"
+    )
+    assert caught.value.__context__ is None  # the traceback shows this error alone
+    with pytest.raises(TypeError, match=r"input 0 uint8.*array.astype\(np.float32\)$"):
+        model(np.ones((4, 3), np.uint8))
+    assert model(np.ones((4, 3), np.float32)).dtype == np.float32
+    assert model.init(dtype=np.float64)(np.ones((4, 3))).dtype == np.float64
+
+
+def test_losses_take_lists():
+    p, t = [0.25, 0.5], [0.0, 1.0]
+    assert float(F.binary_cross_entropy(p, t)) == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 2, rel=1e-12)
+    assert float(F.mean_squared_error(p, t)) == pytest.approx((0.0625 + 0.25) / 2, rel=1e-12)
+    assert float(F.softmax_cross_entropy([[0.0, 0.0]], [1])) == pytest.approx(np.log(2), rel=1e-12)
+    with pytest.raises(TypeError, match="binary_cross_entropy: got dtype int64, expected float32 or float64"):
+        F.binary_cross_entropy([0, 1], [0, 1])
+    with pytest.raises(ValueError, match=r"mean_squared_error: got one number, shape \(\)"):
+        F.mean_squared_error(0.5, 1.0)
+    with pytest.raises(
+        TypeError, match=r"target of dtype int64 for float64; use target.astype\(np.float64\)"
+    ):
+        F.binary_cross_entropy(p, np.array([0, 1]))

@@ -1,4 +1,7 @@
-"""One form for the message of a wrong shape: layer, operation, what came, what was expected."""
+"""One form for the messages of a wrong shape or dtype: layer, operation, what came, what was expected."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from minidnn.tape import current_tape
 
@@ -12,3 +15,14 @@ def place(operation: str) -> str:
 def wrong_shape(operation: str, got: str, expected: str) -> ValueError:
     """The error to raise for arrays that do not fit an operation."""
     return ValueError(f"{place(operation)}: got {got}, expected {expected}")
+
+
+def mixed_dtypes(operation: str, inputs: Sequence[Any]) -> TypeError:
+    """The error to raise for tensors of several dtypes, with what would make them one."""
+    found = ", ".join(f"{t.name or f'input {i}'} {t.dtype}" for i, t in enumerate(inputs))
+    weights = next((t.dtype for t in inputs if t.name and t.requires_grad), None)
+    others = [t.dtype for t in inputs if t.dtype != weights]
+    hint = f"give the data as array.astype(np.{weights or 'float32'})"
+    if weights is not None and others[0].kind == "f":
+        hint += f", or draw the weights by model.init(dtype=np.{others[0]})"
+    return TypeError(f"{place(operation)}: dtypes are never mixed, got {found}; {hint}")

@@ -9,7 +9,7 @@ import numpy as np
 from minidnn.backend import array_module, is_array, to_host
 from minidnn.functional.activation import sigmoid_array
 from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.tensor import Function, Tensor, as_tensor
 
 
 class SoftmaxCrossEntropy(Function):
@@ -120,6 +120,7 @@ def softmax_cross_entropy(logits: Any, labels: Any, total: float | None = None) 
     TypeError
         Probabilities of another dtype than the logits.
     """
+    logits = _values("softmax_cross_entropy", logits)
     if len(logits.shape) != 2:
         raise wrong_shape("softmax_cross_entropy", f"logits {logits.shape}", "logits (n, c)")
     n, c = logits.shape
@@ -152,6 +153,7 @@ def binary_cross_entropy(
     total : float, optional
         Rows of the global batch; n if None.
     """
+    p = _values("binary_cross_entropy", p)
     kind = BinaryCrossEntropyWithLogits if from_logits else BinaryCrossEntropy
     return kind(_target("binary_cross_entropy", target, p), _total(total, len(p)))(p)
 
@@ -167,6 +169,7 @@ def mean_squared_error(y: Any, target: Any, total: float | None = None) -> Tenso
     total : float, optional
         Rows of the global batch; n if None.
     """
+    y = _values("mean_squared_error", y)
     return MeanSquaredError(_target("mean_squared_error", target, y), _total(total, len(y)))(y)
 
 
@@ -178,6 +181,16 @@ def _total(total: float | None, rows: int) -> float:
     return total
 
 
+def _values(operation: str, y: Any) -> Tensor:
+    """What a loss is computed of, as a tensor: rows of floating-point numbers."""
+    y = as_tensor(y)
+    if y.dtype.kind != "f":
+        raise TypeError(f"{place(operation)}: got dtype {y.dtype}, expected float32 or float64")
+    if not y.shape:
+        raise wrong_shape(operation, "one number, shape ()", "rows, shape (n, ...)")
+    return y
+
+
 def _target(operation: str, target: Any, y: Any) -> Any:
     """A target array for `y`, checked; Python lists take the dtype of `y`."""
     if isinstance(target, Tensor):
@@ -187,7 +200,9 @@ def _target(operation: str, target: Any, y: Any) -> Any:
     if target.shape != y.shape:
         raise wrong_shape(operation, f"target {target.shape}", f"target {y.shape}")
     if target.dtype != y.dtype:
-        raise TypeError(f"{place(operation)}: target of dtype {target.dtype} for {y.dtype}; convert one")
+        raise TypeError(
+            f"{place(operation)}: target of dtype {target.dtype} for {y.dtype}; use target.astype(np.{y.dtype})"
+        )
     return _beside(target, y)
 
 
