@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import array_module
+from ..errors import InputError
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(InputError, ArithmeticError):
     """The loss is not a finite number; the message names the step and the layer."""
 
 

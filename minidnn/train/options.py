@@ -123,6 +123,8 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
     if first.config:
         p.set_defaults(**_read_toml(p, first.config))
     args = p.parse_args(argv)
+    if args.strategy is None:
+        raise InputError(f"--strategy is missing: expected one of {', '.join(STRATEGIES)}")
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
     for name in ("batch", "batch_per_rank", "epochs", "steps", "images", "trace_steps"):
