@@ -153,6 +153,9 @@ case("matmul", (3, 3), label="with itself", function=lambda x: F.matmul(x, x))
 case("linear", (5, 4), (4, 3), (3,))
 case("linear", (5, 4), (4, 3))
 case("linear", (1, 4), (4, 3), (3,))
+case("linear", (2, 3, 4), (4, 3), (3,))
+case("linear", (2, 0, 4), (4, 3), (3,))
+case("linear", (4,), (4, 3))
 
 # Convolutions: x (n, h, w, c), W (kh, kw, c / groups, o), b (o,).
 case("conv2d", (2, 5, 6, 3), (3, 3, 3, 4))

@@ -121,3 +121,18 @@ def test_losses_take_lists():
         TypeError, match=r"target of dtype int64 for float64; use target.astype\(np.float64\)"
     ):
         F.binary_cross_entropy(p, np.array([0, 1]))
+
+
+def test_linear_acts_on_the_last_axis():
+    layer, rng = nn.Linear(4, 3).init(dtype=np.float64), np.random.default_rng(0)
+    x, gy = Tensor(rng.standard_normal((5, 2, 4)), requires_grad=True), rng.standard_normal((5, 2, 3))
+    y = layer(x)
+    y.backward(gy)
+    W = layer.W.data
+    np.testing.assert_allclose(y.data, np.einsum("nsi,io->nso", x.data, W), rtol=1e-13)
+    np.testing.assert_allclose(x.grad, np.einsum("nso,io->nsi", gy, W), rtol=1e-13)
+    np.testing.assert_allclose(layer.W.grad, np.einsum("nsi,nso->io", x.data, gy), rtol=1e-13)
+    np.testing.assert_allclose(layer.b.grad, gy.sum(axis=(0, 1)), rtol=1e-13)
+    assert layer(np.ones(4)).shape == (3,)
+    with pytest.raises(ValueError, match=r"linear: got x \(2, 3, 5\), W \(4, 3\), expected x \(\.\.\., i\)"):
+        layer(np.ones((2, 3, 5)))

@@ -1,10 +1,12 @@
 """Matrix products."""
 
+from math import prod
 from typing import Any
 
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.math import unbroadcast
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.shape import reshape
+from minidnn.tensor import Function, Tensor, as_tensor
 
 
 class MatMul(Function):
@@ -27,7 +29,7 @@ class Linear(Function):
 
     def forward(self, x: Any, W: Any, b: Any = None) -> Any:
         if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
-            raise wrong_shape("linear", f"x {x.shape}, W {W.shape}", "x (n, i), W (i, o)")
+            raise wrong_shape("linear", f"x {x.shape}, W {W.shape}", "x (..., i), W (i, o)")
         self.x, self.W = x, W
         y = x @ W
         if b is not None:
@@ -52,16 +54,20 @@ def matmul(x: Any, y: Any) -> Tensor:
 
 
 def linear(x: Any, W: Any, b: Any = None) -> Tensor:
-    """Fully connected layer.
+    """Fully connected layer, on the last axis of x; rows on several axes are laid flat and put back.
 
     Parameters
     ----------
-    x : Tensor (n, i)
+    x : Tensor (..., i)
     W : Tensor (i, o)
     b : Tensor (o,), optional
 
     Returns
     -------
-    Tensor (n, o)
+    Tensor (..., o)
     """
+    x, W = as_tensor(x), as_tensor(W)
+    if x.ndim != 2 and W.ndim == 2 and x.shape[-1:] == W.shape[:1]:
+        y = linear(reshape(x, (prod(x.shape[:-1]), W.shape[0])), W, b)
+        return reshape(y, (*x.shape[:-1], W.shape[1]))
     return Linear()(x, W) if b is None else Linear()(x, W, b)
