@@ -3,16 +3,17 @@
 Two ways:
 
 - `gradcheck` projects: for a random r, the number <r, f(x)> is differentiated along a random direction of
-each input.
-  Two evaluations per direction, whatever the size of the arrays, and a wrong element shows with probability
-  1.
+  each input. Two evaluations per direction, whatever the size of the arrays, and a wrong element shows with
+  probability 1.
 - `gradcheck_table` differentiates by every element of one input and lists them all: the way to see it happen.
 
 ``minidnn gradcheck`` runs `gradcheck` on every operation of `minidnn.functional`, by `CASES`.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,13 @@ def gradcheck_report(operations: Sequence[str] = (), cases: Sequence[Case] = CAS
         f"limit {LIMIT:.0e}: {f'{wrong} WRONG' if wrong else 'ok'}"
     )
     return "\n".join(lines), not wrong
+
+
+class _Callable(ModuleType):
+    """This module, which is a function, too: ``minidnn.gradcheck(f, x)`` is ``gradcheck`` from here."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return gradcheck(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,5 +1,8 @@
 """What a newcomer tries first: either it works as NumPy's users expect, or the error says what to write."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -136,3 +139,37 @@ def test_linear_acts_on_the_last_axis():
     assert layer(np.ones(4)).shape == (3,)
     with pytest.raises(ValueError, match=r"linear: got x \(2, 3, 5\), W \(4, 3\), expected x \(\.\.\., i\)"):
         layer(np.ones((2, 3, 5)))
+
+
+LAZY = """
+import sys
+import minidnn as mn
+
+heavy = {"numpy", "mpi4py", "cupy", "matplotlib", "PIL", "importlib.metadata"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert {"Tensor", "nn", "functional", "optim", "parallel", "data", "comm", "no_grad", "gradcheck"} <= set(dir(mn))
+modules = mn.functional, mn.nn, mn.optim, mn.parallel, mn.data, mn.comm, mn.random, mn.report, mn.train, mn.backend
+assert not (heavy - {"numpy", "importlib.metadata"}) & set(sys.modules)
+assert all(isinstance(module, type(sys)) for module in modules)
+
+import minidnn.gradcheck
+
+assert mn.gradcheck is minidnn.gradcheck and mn.gradcheck.gradcheck_table
+mn.gradcheck(lambda x: x * x, mn.Tensor([1.0, 2.0], requires_grad=True).data)
+with mn.no_grad():
+    assert not (mn.Tensor([1.0], requires_grad=True) * 2).requires_grad
+assert mn.__version__[0].isdigit()
+from minidnn import *
+
+assert Tensor is mn.Tensor and nn is mn.nn
+try:
+    mn.Tensr
+except AttributeError as error:
+    assert (error.name, error.obj) == ("Tensr", mn)
+print("fine")
+"""
+
+
+def test_everything_is_imported_when_first_used():
+    run = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "fine\n"), run.stderr
