@@ -250,8 +250,8 @@ class Executor:
                 self._finish(step, boundary, chunk, direction)
             case ReduceGradients(bucket):
                 self.sync.reduce(bucket)
-            case Update(group):
-                self._update(group)
+            case Update(group, chunk):
+                self._update(step, group, chunk)
             case Metrics():
                 return self._metrics(step)
         return None
@@ -276,7 +276,7 @@ class Executor:
                 tape.layer = layer.name
                 with ledger.scope(layer=layer.name):
                     ledger.state("compute")
-                    values[layer.name] = self._layer(step, layer, values, chunk, samples)
+                    values[layer.name] = self._layer(step, layer, values, chunk, number, samples)
                 self.comm.progress()
             ledger.restore(before)
         if step.training:
@@ -284,13 +284,15 @@ class Executor:
         wanted = step.plan.boundaries[segment].values if segment < len(step.plan.boundaries) else ("loss",)
         step.outputs[segment, number] = {name: values[name] for name in wanted}
 
-    def _layer(self, step: _Step, layer: LayerPlan, values: dict, chunk: Chunk, samples: dict) -> Tensor:
+    def _layer(
+        self, step: _Step, layer: LayerPlan, values: dict, chunk: Chunk, number: int, samples: dict
+    ) -> Tensor:
         inputs = []
         for name, exchange in zip(layer.inputs, layer.exchanges, strict=True):
             x = values[name]
             inputs.append(x if exchange is None else Redistribute(self.row, exchange, chunk, name)(x))
         if layer.layer is None:
-            return self._loss(step, layer, inputs[0], chunk)
+            return self._loss(step, layer, inputs[0], chunk, number)
         local = self.replica.layers.get(layer.name)
         if local is None:
             return Tensor(self.xp.empty(0, self.dtype))  # this member holds nothing of it
@@ -300,7 +302,7 @@ class Executor:
         with nn.context(samples=samples[held]):
             return local(*inputs)
 
-    def _loss(self, step: _Step, layer: LayerPlan, logits: Tensor, chunk: Chunk) -> Tensor:
+    def _loss(self, step: _Step, layer: LayerPlan, logits: Tensor, chunk: Chunk, number: int) -> Tensor:
         """The mean over the whole batch of the cross-entropy of the rows held here."""
         rows = chunk.held(layer.placement, self.member)
         start, _ = step.plan.samples(self.comm.rank)
@@ -309,19 +311,18 @@ class Executor:
             return Tensor(self.xp.empty(0, self.dtype))
         self.ledger.state("compute")
         target = self.xp.asarray(labels)
-        total = self._chunk_total(step, chunk)
-        loss = F.softmax_cross_entropy(logits, target, total=total)
+        total = self._averaged_over(step, number)
+        loss = F.softmax_cross_entropy(logits, target, total=max(1, total))
         if self._counts(layer):
             step.loss += float(loss.data) * total / len(step.labels)
             step.correct += int((logits.data.argmax(axis=-1) == target).sum())
             step.samples += len(rows)
         return loss
 
-    def _chunk_total(self, step: _Step, chunk: Chunk) -> int:
+    def _averaged_over(self, step: _Step, number: int) -> int:
         """Over how many samples a loss is averaged: the whole batch, or the chunk where each one is a step."""
         if not (self.update_each and step.training):
             return len(step.labels)
-        number = step.chunks[-1].index(chunk)
         return sum(row[-1][number].size for row in step.plan.chunks)
 
     def _holds(self, layer: LayerPlan) -> bool:
@@ -446,8 +447,7 @@ class Executor:
         if gradient is None:
             return self.xp.zeros(transfer.local_shape(transfer.src, self.member), self.dtype)
         if self.update_each:  # the loss was averaged over the chunk; the convolutions see the whole batch
-            chunk = step.chunks[index + 1][number]
-            gradient *= self.dtype.type(self._chunk_total(step, chunk) / len(step.labels))
+            gradient *= self.dtype.type(self._averaged_over(step, number) / len(step.labels))
         return gradient
 
     def _finish(self, step: _Step, index: int, number: int, direction: str) -> None:
@@ -477,11 +477,12 @@ class Executor:
 
     # -- the end of a step ---------------------------------------------------------------------------
 
-    def _update(self, group: str) -> None:
-        with self.ledger.scope(phase="update", layer=group):
-            before = self.ledger.state("compute")
-            self.optimiser.update_group(self.group_index[group])
-            self.ledger.restore(before)
+    def _update(self, step: _Step, group: str, chunk: int | None) -> None:
+        if chunk is None or self._averaged_over(step, chunk):  # no samples, no step
+            with self.ledger.scope(phase="update", layer=group):
+                before = self.ledger.state("compute")
+                self.optimiser.update_group(self.group_index[group])
+                self.ledger.restore(before)
         self.sync.share_weights(group)
         for p in self.groups[group]:
             p.grad = None

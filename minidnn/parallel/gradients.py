@@ -105,6 +105,7 @@ class BucketSum:
             )
         for p in self.parameters:
             p.version += 1
+            p.grad = None
 
 
 class GradientSync:

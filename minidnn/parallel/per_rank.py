@@ -95,17 +95,17 @@ def _buckets(reduced: dict, options: Options, grid: Grid) -> tuple[Bucket, ...]:
 def _complete(strategy: Strategy, actions: list[Action], buckets: tuple[Bucket, ...]) -> tuple[Action, ...]:
     """Put in the sums of gradients before each update, the metrics, and the updates not yet there."""
 
-    def update(group: str) -> list[Action]:
-        return [*(ReduceGradients(b.index) for b in buckets if b.update == group), Update(group)]
+    def after_sums(update: Update) -> list[Action]:
+        return [*(ReduceGradients(b.index) for b in buckets if b.update == update.group), update]
 
     complete: list[Action] = []
     for action in actions:
-        complete += update(action.group) if isinstance(action, Update) else [action]
+        complete += after_sums(action) if isinstance(action, Update) else [action]
     complete.append(Metrics())
     done = {a.group for a in actions if isinstance(a, Update)}
     for group in dict.fromkeys(reversed(strategy.update_groups)):
         if group not in done:
-            complete += update(group)
+            complete += after_sums(Update(group))
     return tuple(complete)
 
 

@@ -82,9 +82,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Update:
-    """Let the optimiser step a group of parameters ("conv", "fc", ...)."""
+    """Let the optimiser step a group of parameters ("conv", "fc", ...).
+
+    `chunk` says that the step is made on the gradient of that chunk alone; there is none where the chunk of
+    a small last batch has no samples.
+    """
 
     group: str
+    chunk: int | None = None
 
 
 Action = (
@@ -111,7 +116,7 @@ def one_weird_trick(scheme: str, chunks: int, update_each: bool) -> list[Action]
             actions.append(Start(0, c + 1, "forward"))
         actions += [Finish(0, c, "forward"), Forward(1, c), Backward(1, c), Start(0, c, "backward")]
         if update_each:
-            actions.append(Update("fc"))
+            actions.append(Update("fc", c))
     actions += [Finish(0, c, "backward") for c in range(chunks)]
     return [*actions, Backward(0, 0)]
 

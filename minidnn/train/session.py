@@ -20,6 +20,7 @@ from ..optim import SGD
 from ..parallel import Executor, PlacementError, Strategy, check_plan, make_strategy
 from ..parallel.costs import measured_costs
 from .options import parallel_options
+from .reference import Reference
 from .twin import Twin, chunk_rows
 
 NO_PREFETCH_THREAD = 0
@@ -147,15 +148,16 @@ class Session:
         return DataLoader(split, self.batch, rows=rows if first < last else None, **options)
 
     def twin(self) -> Twin | None:
-        """The one-process twin, on rank 0."""
-        if self.comm.rank > 0:
+        """The one-process twin, on rank 0; for a trace, on every rank, with all its values."""
+        if self.comm.rank > 0 and not self.args.trace:
             return None
         args, fc_start, chunks = self.args, None, None
         if self.strategy.update_groups == ("conv", "fc"):
             fc_start = self.strategy.starts[0]
             if args.fc_update == "each":
-                chunks = chunk_rows(args.scheme, self.strategy.grid.mp)
-        return Twin(self.new_model(), self.optimiser, args.seed, args.dtype, fc_start, chunks)
+                chunks = chunk_rows(args.scheme, self.strategy.grid.mp, self.strategy.grid.dp)
+        own = self.new_model(), self.optimiser, args.seed, args.dtype, fc_start, chunks
+        return Reference(self.executor, *own) if args.trace else Twin(*own)
 
     def describe(self) -> str:
         """What runs where, in a line or two."""

@@ -98,7 +98,7 @@ class Trainer:
             with self.tracing.paused():
                 whole = next(self._twins)
                 loss = self.twin.step(whole.images, whole.labels)
-            self.loss_difference = max(self.loss_difference, abs(loss - result.loss))
+            self.loss_difference = float(np.maximum(self.loss_difference, abs(loss - result.loss)))
 
     def validate(self, epoch: int) -> None:
         """Loss and accuracy on the validation split; prints the epoch's line."""

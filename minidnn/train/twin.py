@@ -72,6 +72,8 @@ class Twin:
             features = self.conv(Tensor(images))
         gradient = np.zeros(features.shape, self.dtype)
         for rows in self.fc_chunks(n):
+            if not len(rows):
+                continue
             x = Tensor(features.data[rows], requires_grad=True)
             self.fc.zero_grad()
             with nn.context(samples=rows, **common):
@@ -86,24 +88,28 @@ class Twin:
         return total
 
 
-def chunk_rows(scheme: str, workers: int) -> Callable[[int], list[np.ndarray]]:
+def chunk_rows(scheme: str, workers: int, groups: int = 1) -> Callable[[int], list[np.ndarray]]:
     """Which rows of the batch OWT's scheme puts into each chunk (Krizhevsky 2014, sec. 4.1).
 
     (a): all of them. (b): chunk j is worker j's rows. (c): chunk j is the j-th part of every worker's.
+    On a grid, each group of workers has its part of the batch, and the chunks of all groups make one.
     """
 
     def rows(n: int) -> list[np.ndarray]:
-        blocks = np.array_split(np.arange(n), workers)
         if scheme == "a":
             return [np.arange(n)]
-        if scheme == "b":
-            return blocks
-        parts = [np.array_split(block, workers) for block in blocks]
-        return [np.concatenate([parts[w][j] for w in range(workers)]) for j in range(workers)]
+        chunks: list[list[np.ndarray]] = [[] for _ in range(workers)]
+        for part in np.array_split(np.arange(n), groups):
+            blocks = np.array_split(part, workers)
+            for j in range(workers):
+                chunks[j] += (
+                    [blocks[j]] if scheme == "b" else [np.array_split(block, workers)[j] for block in blocks]
+                )
+        return [np.concatenate(chunk) for chunk in chunks]
 
     return rows
 
 
 def largest_difference(weights: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
-    """The largest absolute difference over all parameters."""
-    return max(float(np.abs(weights[name] - reference[name]).max()) for name in weights)
+    """The largest absolute difference over all parameters; NaN where one of them is."""
+    return float(np.max([np.abs(weights[name] - reference[name]).max() for name in weights]))
