@@ -8,7 +8,7 @@ import pytest
 
 from minidnn import nn
 from minidnn.optim import SGD, constant, cosine, step, warmup
-from minidnn.optim import sgd as sgd_module
+from minidnn.optim import update as update_module
 from minidnn.tensor import Tensor
 
 
@@ -40,7 +40,7 @@ def test_momentum_by_hand():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("layout", ["whole", "blocks", "transposed"])
 def test_update_equals_the_formula(monkeypatch, momentum, nesterov, weight_decay, layout):
-    monkeypatch.setitem(sgd_module.BLOCK, "numpy", 1000 if layout == "whole" else 7)
+    monkeypatch.setitem(update_module.BLOCK, "numpy", 1000 if layout == "whole" else 7)
     random = np.random.default_rng(0)
     start, gradients = random.standard_normal((5, 4, 3)), random.standard_normal((4, 5, 4, 3))
     w = parameter(start)
@@ -56,7 +56,7 @@ def test_update_equals_the_formula(monkeypatch, momentum, nesterov, weight_decay
 
 
 def test_gradient_in_another_layout(monkeypatch):
-    monkeypatch.setitem(sgd_module.BLOCK, "numpy", 5)
+    monkeypatch.setitem(update_module.BLOCK, "numpy", 5)
     w = parameter(np.zeros((6, 7)))
     w.grad = np.arange(42.0).reshape(7, 6).T
     SGD([w], 1.0, momentum=0.5).step()

@@ -1,9 +1,22 @@
-"""Activation functions."""
+"""Activation functions. The kernels of ReLU are plain functions on raw arrays: `rectify`, `rectify_gradient`."""
 
 from typing import Any
 
 from minidnn.backend import array_module
+from minidnn.backend.kernels import kernel
 from minidnn.tensor import Function, Tensor
+
+
+@kernel
+def rectify(x: Any, out: Any = None) -> Any:
+    """max(x, 0), into `out` if given"""
+    return array_module(x).maximum(x, 0, out=out)
+
+
+@kernel
+def rectify_gradient(gy: Any, y: Any) -> Any:
+    """gx: gy where y > 0, else 0"""
+    return gy * (y > 0)
 
 
 class ReLU(Function):
@@ -12,11 +25,11 @@ class ReLU(Function):
     saves_inputs = False
 
     def forward(self, x: Any) -> Any:
-        self.y = array_module(x).maximum(x, 0)
+        self.y = rectify(x)
         return self.y
 
     def backward(self, gy: Any) -> Any:
-        return gy * (self.y > 0)
+        return rectify_gradient(gy, self.y)
 
 
 class Sigmoid(Function):

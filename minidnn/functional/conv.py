@@ -2,14 +2,17 @@
 
 The three kernels are plain functions on raw arrays:
 `convolve` (y), `convolve_input_gradient` (gx) and `convolve_weight_gradient` (gW).
+``minidnn/fast/conv.py`` has faster ones with the same results, for NumPy.
 """
 
 from math import prod
 from typing import Any
 
 from minidnn.backend import array_module
+from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, window_view, windows
+from minidnn.functional.linear import add_bias, sum_rows
 from minidnn.tensor import Function, Tensor
 
 
@@ -26,6 +29,7 @@ def channel_groups(c: int, groups: int) -> list[slice]:
     return [slice(g * step, (g + 1) * step) for g in range(groups)]
 
 
+@kernel
 def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """y[n, p, q, o] = sum over i, j, c of x[n, p s + i d - pad, q s + j d - pad, c] W[i, j, c, o]
 
@@ -43,6 +47,7 @@ def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     return y.reshape(n, *window.out, o)
 
 
+@kernel
 def convolve_weight_gradient(
     x: Any, gy: Any, W: Any, window: Windows, groups: int = 1, out: Any = None
 ) -> Any:
@@ -58,6 +63,16 @@ def convolve_weight_gradient(
     return gW
 
 
+def turned(W: Any, window: Windows, groups: int) -> tuple[Any, Windows]:
+    """The kernel (kh, kw, o / groups, c) and the windows of the convolution that gives gx, for stride 1."""
+    kh, kw, c, o = W.shape
+    turned = W[::-1, ::-1].reshape(kh, kw, c, groups, o // groups).transpose(0, 1, 4, 3, 2)
+    sides = tuple((e - 1 - a, e - 1 - b) for e, (a, b) in zip(window.extent, window.padding, strict=True))
+    back = Windows(window.out, window.kernel, (1, 1), window.dilation, sides, window.size)
+    return turned.reshape(kh, kw, o // groups, groups * c), back
+
+
+@kernel
 def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """gx (n, h, w, c).
 
@@ -69,11 +84,7 @@ def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -
     kh, kw, c, o = W.shape
     n, oh, ow, _ = gy.shape
     if window.stride == (1, 1):
-        turned = W[::-1, ::-1].reshape(kh, kw, c, groups, o // groups).transpose(0, 1, 4, 3, 2)
-        turned = turned.reshape(kh, kw, o // groups, groups * c)
-        sides = tuple((e - 1 - a, e - 1 - b) for e, (a, b) in zip(window.extent, window.padding, strict=True))
-        back = Windows(window.out, window.kernel, (1, 1), window.dilation, sides, window.size)
-        return convolve(gy, turned, back, groups)
+        return convolve(gy, *turned(W, window, groups), groups)
     W = W.reshape(kh * kw * c, o)
     gx = xp.zeros((n, *window.padded, groups * c), gy.dtype)
     for of, to in zip(channel_groups(groups * c, groups), channel_groups(o, groups), strict=True):
@@ -103,9 +114,7 @@ class Conv2d(Function):
         self.x, self.W = x, W
         self.window = windows("conv2d", x.shape[1:3], W.shape[:2], *self.options)
         y = convolve(x, W, self.window, self.groups)
-        if b is not None:
-            y += b
-        return y
+        return y if b is None else add_bias(y, b)
 
     def backward_input(self, gy: Any) -> tuple:
         return (convolve_input_gradient(gy, self.W, self.window, self.groups) if self.needs[0] else None,)
@@ -116,7 +125,7 @@ class Conv2d(Function):
             gW = convolve_weight_gradient(self.x, gy, self.W, self.window, self.groups, self.out_buffer(1))
         if len(self.needs) == 2:
             return (gW,)
-        return gW, gy.sum(axis=(0, 1, 2), out=self.out_buffer(2)) if self.needs[2] else None
+        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
 
 
 def conv2d(

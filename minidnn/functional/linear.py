@@ -1,12 +1,48 @@
-"""Matrix products."""
+"""Matrix products.
+
+The kernels of the fully connected layer are plain functions on raw arrays: `product`,
+`product_input_gradient`, `product_weight_gradient`, `add_bias` and `sum_rows`.
+"""
 
 from math import prod
 from typing import Any
 
+from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.math import unbroadcast
 from minidnn.functional.shape import reshape
 from minidnn.tensor import Function, Tensor, as_tensor
+
+
+@kernel
+def product(x: Any, W: Any) -> Any:
+    """x W        x (n, i)   W (i, o)"""
+    return x @ W
+
+
+@kernel
+def product_input_gradient(gy: Any, W: Any) -> Any:
+    """gx = gy W^T, (n, i)"""
+    return gy @ W.T
+
+
+@kernel
+def product_weight_gradient(x: Any, gy: Any, out: Any = None) -> Any:
+    """gW = x^T gy, (i, o), into `out` if given"""
+    return x.T.dot(gy, out)
+
+
+@kernel
+def add_bias(y: Any, b: Any) -> Any:
+    """y += b along the last axis, in place; returns `y`"""
+    y += b
+    return y
+
+
+@kernel
+def sum_rows(gy: Any, out: Any = None) -> Any:
+    """gb: the sum of gy over all axes but the last, into `out` if given"""
+    return gy.sum(axis=tuple(range(gy.ndim - 1)), out=out)
 
 
 class MatMul(Function):
@@ -31,21 +67,19 @@ class Linear(Function):
         if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
             raise wrong_shape("linear", f"x {x.shape}, W {W.shape}", "x (..., i), W (i, o)")
         self.x, self.W = x, W
-        y = x @ W
-        if b is not None:
-            if b.shape != y.shape[1:]:
-                raise wrong_shape("linear", f"b {b.shape}", f"b {y.shape[1:]}")
-            y += b
-        return y
+        if b is not None and b.shape != W.shape[1:]:
+            raise wrong_shape("linear", f"b {b.shape}", f"b {W.shape[1:]}")
+        y = product(x, W)
+        return y if b is None else add_bias(y, b)
 
     def backward_input(self, gy: Any) -> tuple:
-        return (gy @ self.W.T if self.needs[0] else None,)  # gx (n, i)
+        return (product_input_gradient(gy, self.W) if self.needs[0] else None,)
 
     def backward_weight(self, gy: Any) -> tuple:
-        gW = self.x.T.dot(gy, self.out_buffer(1)) if self.needs[1] else None  # gW (i, o)
+        gW = product_weight_gradient(self.x, gy, self.out_buffer(1)) if self.needs[1] else None
         if len(self.needs) == 2:
             return (gW,)
-        return gW, gy.sum(axis=0, out=self.out_buffer(2)) if self.needs[2] else None  # gb (o,)
+        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
 
 
 def matmul(x: Any, y: Any) -> Tensor:

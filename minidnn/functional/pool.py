@@ -7,11 +7,13 @@ The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, 
 from typing import Any
 
 from minidnn.backend import array_module
+from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windows
 from minidnn.tensor import Function, Tensor
 
 
+@kernel
 def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     """The largest value of each window, and which tap (row-major, the first of equals) it came from.
 
@@ -32,6 +34,7 @@ def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     return y, tap
 
 
+@kernel
 def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
     xp = array_module(gy)

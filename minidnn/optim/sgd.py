@@ -1,20 +1,12 @@
-"""Stochastic gradient descent with momentum, Nesterov's form, weight decay and learning-rate decay.
+"""Stochastic gradient descent with momentum, Nesterov's form, weight decay and learning-rate decay."""
 
-AlexNet has 61 million weights and little arithmetic per weight in an update, so the update is bound by
-memory: it walks through weights, gradients and momenta together in blocks that stay in the cache, and
-allocates nothing but two blocks of scratch.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from minidnn.backend import array_module, to_device
 from minidnn.optim.schedules import Schedule
+from minidnn.optim.update import momentum_update
 from minidnn.tensor import Tensor
-
-BLOCK = {"numpy": 1 << 16, "cupy": 1 << 22}  # elements: fits a core's cache; on a GPU large enough to fill it
 
 _OPTIONS = ("lr", "momentum", "nesterov", "weight_decay", "decay", "schedule")
 
@@ -71,7 +63,6 @@ class SGD:
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
         self.iteration = 0
         self._velocity: dict[int, Any] = {}  # by id: the groups keep the parameters alive
-        self._scratch: dict[Any, tuple[Any, Any]] = {}
         seen: list[int] = []
         for parameter in self.parameters():
             if id(parameter) in seen:
@@ -120,37 +111,16 @@ class SGD:
             parameter.version += 1
 
     def _update(self, parameter: Tensor, rate: float, options: Mapping[str, Any]) -> None:
-        xp = array_module(parameter.data)
-        momentum, nesterov = options["momentum"], options["nesterov"]
         decay = options["weight_decay"] if getattr(parameter, "decay", True) else 0.0
-        arrays = [parameter.data, parameter.grad]
-        if momentum:
-            arrays.append(self._velocity_of(parameter))
-        limit = BLOCK[xp.__name__]
-        scratch = self._scratch_of(xp, parameter.data.dtype, limit)
-        for w, g, *velocity in _blocks(arrays, limit):
-            a, b = (buffer[: w.size].reshape(w.shape) for buffer in scratch)
-            if decay:
-                xp.multiply(w, decay, out=a)
-                g = xp.add(a, g, out=a)
-            for v in velocity:
-                xp.multiply(v, momentum, out=v)
-                xp.add(v, g, out=v)
-                g = xp.add(xp.multiply(v, momentum, out=b), g, out=b) if nesterov else v
-            xp.multiply(g, rate, out=a)
-            xp.subtract(w, a, out=w)
+        velocity = self._velocity_of(parameter) if options["momentum"] else None
+        arrays = parameter.data, parameter.grad, velocity
+        momentum_update(*arrays, rate, options["momentum"], options["nesterov"], decay)
 
     def _velocity_of(self, parameter: Tensor) -> Any:
         if id(parameter) not in self._velocity:
             xp = array_module(parameter.data)
             self._velocity[id(parameter)] = xp.zeros(parameter.data.shape, parameter.data.dtype)
         return self._velocity[id(parameter)]
-
-    def _scratch_of(self, xp: Any, dtype: np.dtype, limit: int) -> tuple[Any, Any]:
-        key = xp.__name__, dtype
-        if key not in self._scratch:
-            self._scratch[key] = xp.empty(limit, dtype), xp.empty(limit, dtype)
-        return self._scratch[key]
 
     def state_dict(self) -> dict[str, Any]:
         """``{"iteration": int, "velocity": {parameter name: copy of its momentum}}``.
@@ -236,18 +206,3 @@ def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -
     if not (group["weight_decay"] >= 0 and group["decay"] >= 0):
         raise ValueError(f"group {number}: weight_decay and decay must not be negative")
     return group
-
-
-def _blocks(arrays: Sequence[Any], limit: int) -> Iterator[Sequence[Any]]:
-    """The same parts of all arrays, views of at most ``limit`` elements that together cover them."""
-    if all(array.flags.c_contiguous for array in arrays):
-        flat = [array.reshape(-1) for array in arrays]
-        for start in range(0, flat[0].size, limit):
-            yield [array[start : start + limit] for array in flat]
-    elif arrays[0].size <= limit:
-        yield arrays
-    else:  # some layout is not C's: halve the longest axis until the parts are small enough
-        axis = int(np.argmax(arrays[0].shape))
-        half = arrays[0].shape[axis] // 2
-        for part in (slice(half), slice(half, None)):
-            yield from _blocks([array[(slice(None),) * axis + (part,)] for array in arrays], limit)

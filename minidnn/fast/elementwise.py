@@ -1,0 +1,44 @@
+"""Bias and ReLU on all cores."""
+
+from typing import Any
+
+import numpy as np
+
+from minidnn.backend.kernels import plain
+from minidnn.backend.pool import each, spans
+
+SMALL = 1 << 17  # elements that are not worth more than one thread
+PART = 1 << 18  # elements of a part
+
+
+def add_bias(y: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """y += b"""
+    if y.size < SMALL or not y.flags.c_contiguous:
+        return plain("add_bias")(y, b)
+    rows = y.reshape(-1, y.shape[-1])
+
+    def add(part: slice) -> None:
+        rows[part] += b
+
+    each(add, spans(len(rows), max(1, PART // len(b))))
+    return y
+
+
+def rectify(x: np.ndarray, out: Any = None) -> np.ndarray:
+    """max(x, 0)"""
+    if x.size < SMALL or not x.flags.c_contiguous:
+        return plain("rectify")(x, out)
+    y = np.empty_like(x) if out is None else out
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    each(lambda part: np.maximum(flat_x[part], 0, out=flat_y[part]), spans(x.size, PART))
+    return y
+
+
+def rectify_gradient(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """gy where y > 0, else 0"""
+    if gy.size < SMALL or not (gy.flags.c_contiguous and y.flags.c_contiguous):
+        return plain("rectify_gradient")(gy, y)
+    gx = np.empty_like(gy)
+    flat_gy, flat_y, flat_gx = gy.reshape(-1), y.reshape(-1), gx.reshape(-1)
+    each(lambda part: np.multiply(flat_gy[part], flat_y[part] > 0, out=flat_gx[part]), spans(gy.size, PART))
+    return gx

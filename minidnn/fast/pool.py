@@ -1,0 +1,85 @@
+"""Max pooling on all cores, image by image, without a padded copy: a tap is compared where it meets the image."""
+
+import functools
+
+import numpy as np
+
+from minidnn.backend.kernels import plain
+from minidnn.backend.pool import each, spans
+from minidnn.fast.taps import Area
+from minidnn.functional.geometry import Windows
+
+SMALL = 1 << 17  # elements of the image that are not worth more than one thread
+PART = 1 << 17
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(window: Windows) -> list[tuple[int, Area, Area]]:
+    """(number of the tap, pixels of the image under it, windows they belong to), without the padding."""
+    axes = []
+    for size, out, (before, _), k, s, d in zip(
+        window.size, window.out, window.padding, window.kernel, window.stride, window.dilation, strict=True
+    ):
+        meets = []
+        for i in range(k):
+            shift = i * d - before
+            start = max(0, -(shift // s))
+            stop = min(out, (size - 1 - shift) // s + 1)
+            first = start * s + shift
+            meets.append((slice(first, first + (stop - start - 1) * s + 1, s), slice(start, stop)))
+        axes.append(meets)
+    return [
+        (i * window.kernel[1] + j, (of_r, of_c), (to_r, to_c))
+        for i, (of_r, to_r) in enumerate(axes[0])
+        for j, (of_c, to_c) in enumerate(axes[1])
+        if to_r.start < to_r.stop and to_c.start < to_c.stop
+    ]
+
+
+def max_pool(x: np.ndarray, window: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """y and the number of the tap it came from, (n, oh, ow, c) both"""
+    if x.size < SMALL or window.kernel[0] * window.kernel[1] > 256:
+        return plain("max_pool")(x, window)
+    n, c = len(x), x.shape[-1]
+    y = np.empty((n, *window.out, c), x.dtype)
+    tap = np.empty(y.shape, np.uint8)
+    taps = _taps(window)
+
+    def part(images: slice) -> None:
+        largest, winner = y[images], tap[images]
+        largest.fill(-np.inf)
+        winner.fill(0)
+        for number, of, to in taps:
+            candidate = x[(images, *of)]
+            best, best_tap = largest[(slice(None), *to)], winner[(slice(None), *to)]
+            # the taps are numbered in this order, so the last one that was larger has the largest number
+            np.maximum(best_tap, (candidate > best).view(np.uint8) * np.uint8(number), out=best_tap)
+            np.maximum(best, candidate, out=best)
+
+    each(part, _images(x))
+    return y, tap
+
+
+def max_pool_gradient(gy: np.ndarray, tap: np.ndarray, window: Windows) -> np.ndarray:
+    """gx (n, h, w, c)"""
+    n, _, _, c = gy.shape
+    h, w = window.size
+    if n * h * w * c < SMALL:
+        return plain("max_pool_gradient")(gy, tap, window)
+    gx = np.empty((n, h, w, c), gy.dtype)
+    taps = _taps(window)
+
+    def part(images: slice) -> None:
+        gx[images] = 0
+        for number, of, to in taps:
+            windows = (images, *to)
+            target = gx[(images, *of)]
+            target += gy[windows] * (tap[windows] == number)
+
+    each(part, _images(gx))
+    return gx
+
+
+def _images(x: np.ndarray) -> list[slice]:
+    """Parts of a batch that fit the cache."""
+    return spans(len(x), max(1, PART * len(x) // x.size))

@@ -1,0 +1,333 @@
+"""The fast kernels give what the plain ones give, for shapes that exercise every way through them."""
+
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import minidnn.fast.conv
+import minidnn.fast.elementwise
+import minidnn.fast.normalize
+import minidnn.fast.pool
+import minidnn.fast.products
+import minidnn.fast.update
+from minidnn import functional as F
+from minidnn.backend import blas, kernels, pool
+from minidnn.functional.activation import rectify, rectify_gradient
+from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidnn.functional.geometry import windows
+from minidnn.functional.linear import (
+    add_bias,
+    product,
+    product_input_gradient,
+    product_weight_gradient,
+    sum_rows,
+)
+from minidnn.functional.normalize import lrn, lrn_gradient
+from minidnn.functional.pool import max_pool, max_pool_gradient, pool_windows
+from minidnn.optim.update import momentum_update
+from minidnn.tensor import Tensor
+
+MODULES = [
+    getattr(minidnn.fast, name) for name in ("conv", "elementwise", "normalize", "pool", "products", "update")
+]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def cores(request, monkeypatch):
+    """No array is too small for the fast kernels, and parts are a few rows."""
+    for module in MODULES:
+        monkeypatch.setattr(module, "SMALL", 1)
+        for name in ("PART", "ROWS", "GRADIENT_ROWS", "WEIGHT_ROWS"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 40)
+    pool.set_threads(request.param)
+    yield request.param
+    pool.set_threads(None)
+
+
+def both(f, *args, **options):
+    """What f gives with the plain kernels, and with the fast ones."""
+    with kernels.use("0"):
+        expected = f(*copy.deepcopy(args), **copy.deepcopy(options))
+    with kernels.use("numpy"):
+        return expected, f(*copy.deepcopy(args), **copy.deepcopy(options))
+
+
+def same(f, *args, **options):
+    expected, got = both(f, *args, **options)
+    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (expected, got)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        scale = np.abs(a).max(initial=0) or 1
+        tolerance = 1e-12 if a.dtype == np.float64 else 2e-5
+        np.testing.assert_allclose(b / scale, a / scale, rtol=0, atol=tolerance)
+
+
+def normal(*shape, dtype=np.float64, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+CONVOLUTIONS = {
+    "AlexNet's conv1: stride 4": ((5, 23, 27, 3), (11, 11, 3, 8), {"stride": 4}),
+    "5x5, same": ((6, 6, 7, 4), (5, 5, 4, 8), {"padding": "same"}),
+    "3x3 on 3x3": ((4, 3, 3, 4), (3, 3, 4, 6), {"padding": "same"}),
+    "3x3 on 1x2: taps that meet nothing": ((3, 1, 2, 4), (3, 3, 4, 6), {"padding": 1}),
+    "valid": ((3, 7, 8, 4), (3, 2, 4, 6), {}),
+    "full padding": ((3, 4, 5, 4), (3, 3, 4, 6), {"padding": 2}),
+    "more padding than kernel": ((2, 4, 5, 4), (2, 2, 4, 6), {"padding": 3}),
+    "one side": ((3, 4, 5, 4), (3, 4, 4, 6), {"padding": ((2, 0), (0, 3))}),
+    "groups": ((4, 6, 5, 4), (3, 3, 2, 6), {"padding": "same", "groups": 2}),
+    "groups, stride": ((4, 9, 9, 4), (3, 3, 2, 6), {"padding": "same", "groups": 2, "stride": 2}),
+    "dilation": ((3, 9, 8, 4), (3, 3, 4, 6), {"padding": "same", "dilation": 2}),
+    "1x1": ((3, 4, 5, 4), (1, 1, 4, 6), {}),
+    "no image": ((0, 4, 5, 4), (3, 3, 4, 6), {"padding": 1}),
+    "no filter": ((2, 4, 5, 4), (3, 3, 4, 0), {"padding": 1}),
+}
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["kernel rows", "taps"])
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_convolution(case, deep, cores, monkeypatch):
+    monkeypatch.setattr(minidnn.fast.conv, "TAP_CHANNELS", 1 if deep else 1000)
+    x_shape, W_shape, options = case
+    groups = options.get("groups", 1)
+    window = windows("test", x_shape[1:3], W_shape[:2], **{k: v for k, v in options.items() if k != "groups"})
+    for dtype in (np.float64, np.float32):
+        x, W = normal(*x_shape, dtype=dtype), normal(*W_shape, dtype=dtype, seed=1)
+        gy = normal(x_shape[0], *window.out, W_shape[3], dtype=dtype, seed=2)
+        same(convolve, x, W, window, groups)
+        same(convolve_input_gradient, gy, W, window, groups)
+        same(convolve_weight_gradient, x, gy, W, window, groups)
+        out = np.full(W.shape, np.nan, dtype)
+        with kernels.use("numpy"):
+            assert convolve_weight_gradient(x, gy, W, window, groups, out) is out
+        with kernels.use("0"):
+            expected = convolve_weight_gradient(x, gy, W, window, groups)
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_products(n, cores):
+    for dtype in (np.float64, np.float32):
+        x, W, gy = normal(n, 50, dtype=dtype), normal(50, 31, dtype=dtype), normal(n, 31, dtype=dtype)
+        same(product, x, W)
+        same(product_input_gradient, gy, W)
+        same(product_weight_gradient, x, gy)
+        same(product_weight_gradient, x, gy, np.empty((50, 31), dtype))
+        same(sum_rows, gy)
+        same(sum_rows, gy, np.empty(31, dtype))
+        same(sum_rows, gy.reshape(n, 1, 31))
+        same(add_bias, gy.copy(), W[0])
+
+
+def test_rectifier(cores):
+    x, gy = normal(7, 5, 9), normal(7, 5, 9, seed=1)
+    x[0] = 0
+    x[1] = np.nan
+    for a in (x, x[:, ::2]):
+        same(rectify, np.nan_to_num(a))
+        expected, got = both(rectify, a, out=np.empty(a.shape))
+        np.testing.assert_array_equal(got, expected)
+        same(rectify_gradient, gy[:, : a.shape[1]], np.nan_to_num(a))
+
+
+@pytest.mark.parametrize(
+    "size, stride, padding, ceil_mode",
+    [(3, 2, "same", False), (3, 2, 0, True), (2, 2, 0, False), ((3, 2), (1, 3), ((2, 1), (0, 1)), False)],
+)
+def test_max_pooling(size, stride, padding, ceil_mode, cores):
+    window = pool_windows("test", (7, 6), size, stride, padding, ceil_mode)
+    x = np.random.default_rng(0).integers(-2, 2, (5, 7, 6, 3)).astype(float)  # many equal values
+    x[0] = -np.inf
+    x[1, 2] = np.nan
+    (y, tap), (fast_y, fast_tap) = both(max_pool, x, window)
+    np.testing.assert_array_equal(fast_y, y)
+    np.testing.assert_array_equal(fast_tap, tap)
+    gy = normal(*y.shape)
+    same(max_pool_gradient, gy, tap, window)
+
+
+@pytest.mark.parametrize("size, beta, groups", [(5, 0.75, 1), (5, 0.75, 2), (4, 0.6, 1), (3, 0.75, 4)])
+def test_local_response_normalisation(size, beta, groups, cores):
+    x, gy = 3 * normal(4, 3, 3, 8), normal(4, 3, 3, 8, seed=1)
+    same(lrn, x, size, 0.1, beta, 2.0, groups)
+    with kernels.use("0"):
+        _, s = lrn(x, size, 0.1, beta, 2.0, groups)
+    same(lrn_gradient, gy, x, s, size, 0.1, beta, groups)
+
+
+@pytest.mark.parametrize(
+    "momentum, nesterov, decay", [(0.9, False, 0.0), (0.9, True, 0.1), (0.0, False, 0.1)]
+)
+def test_update(momentum, nesterov, decay, cores):
+    for transpose in (False, True):
+
+        def update(transpose=transpose):
+            w, g, v = (normal(30, 20, seed=s) for s in range(3))
+            if transpose:
+                g = np.asfortranarray(g)
+            momentum_update(w, g, v if momentum else None, 0.1, momentum, nesterov, decay)
+            return w, v
+
+        same(update)
+
+
+def test_kernels_not_listed_cannot_be_chosen():
+    def unknown(x):
+        return x
+
+    with pytest.raises(ValueError, match="no fast counterpart"):
+        kernels.kernel(unknown)
+    with pytest.raises(ValueError, match="expected one of 0, numpy, 1"):
+        with kernels.use("2"):
+            pass
+
+
+def test_every_kernel_has_both_implementations():
+    for name, module in kernels.FAST.items():
+        assert kernels.plain(name).__name__ == name
+        assert callable(getattr(getattr(minidnn.fast, module), name))
+
+
+def test_the_environment_chooses():
+    code = "from minidnn.backend import kernels; print(kernels.level())"
+    for value, expected in {"0": "0", "numpy": "numpy", "": "1"}.items():
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "MINIDNN_FAST": value},
+            capture_output=True,
+            text=True,
+        )
+        assert run.stdout.strip() == expected
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MINIDNN_FAST": "yes"},
+        capture_output=True,
+        text=True,
+    )
+    assert "MINIDNN_FAST=yes: expected one of 0, numpy, 1" in run.stderr
+
+
+def test_training_is_the_same_step_for_step(cores):
+    """A small network with every layer that has a fast kernel, in both."""
+
+    def train():
+        params = [
+            normal(3, 3, 2, 4),
+            normal(4),
+            normal(3, 3, 4, 4),
+            normal(4),
+            normal(36, 5) * 0.1,
+            normal(5),
+        ]
+        tensors = [Tensor(p.copy(), requires_grad=True) for p in params]
+        velocities = [np.zeros_like(p) for p in params]
+        for step in range(3):
+            W1, b1, W2, b2, W3, b3 = tensors
+            y = F.relu(F.conv2d(Tensor(normal(4, 6, 6, 2, seed=step)), W1, b1, padding="same"))
+            y = F.max_pool2d(F.local_response_norm(y), 3, 2, padding="same")
+            y = F.linear(F.flatten(F.relu(F.conv2d(y, W2, b2, padding="same"))), W3, b3)
+            F.softmax_cross_entropy(y, np.arange(4)).backward()
+            for t, v in zip(tensors, velocities, strict=True):
+                momentum_update(t.data, t.grad, v, 0.01, 0.9, False, 0.0)
+                t.zero_grad()
+        return tuple(t.data for t in tensors)
+
+    same(train)
+
+
+# -- the thread pool -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_threads():
+    pool.set_threads(3)
+    yield
+    pool.set_threads(None)
+
+
+def test_each_keeps_the_order_of_items(three_threads):
+    assert pool.each(lambda i: i * i, range(100)) == [i * i for i in range(100)]
+    assert pool.each(lambda i: i, []) == []
+
+
+def test_an_exception_is_raised_in_the_caller_after_all_items(three_threads):
+    done = []
+
+    def item(i):
+        if i == 3:
+            raise RuntimeError("item 3")
+        done.append(i)
+
+    with pytest.raises(RuntimeError, match="item 3"):
+        pool.each(item, range(10))
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert pool.each(lambda i: i, range(4)) == [0, 1, 2, 3]
+
+
+def test_nested_and_concurrent_use_cannot_deadlock(three_threads):
+    def outer(i):
+        return sum(pool.each(lambda j: i * j, range(5)))
+
+    results = {}
+    callers = [
+        threading.Thread(target=lambda k=k: results.update({k: pool.each(outer, range(20))}))
+        for k in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    assert results == {k: [10 * i for i in range(20)] for k in range(4)}
+
+
+def test_products_inside_are_single_threaded_and_then_as_before(three_threads):
+    before = blas.get_threads()
+    if before is None:
+        pytest.skip("this NumPy's BLAS cannot be told its number of threads")
+    barrier = threading.Barrier(3)  # all three inside at once
+
+    def look(_):
+        barrier.wait(30)
+        return blas.get_threads()
+
+    assert pool.each(look, range(3)) == [1, 1, 1]
+    assert blas.get_threads() == before
+
+
+def test_threads_follow_blas():
+    if blas.get_threads() is None:
+        pytest.skip("this NumPy's BLAS cannot be told its number of threads")
+    assert pool.threads() == blas.get_threads()
+    with pytest.raises(ValueError, match="at least one"):
+        pool.set_threads(0)
+
+
+def test_spans_cover_a_range_in_equal_parts(three_threads):
+    for n, largest, least in itertools.product((0, 1, 2, 7, 100), (None, 1, 4, 1000), (1, 5)):
+        parts = pool.spans(n, largest, least)
+        assert [i for part in parts for i in range(part.start, part.stop)] == list(range(n))
+        sizes = [part.stop - part.start for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        if largest and n >= least * 3:
+            assert max(sizes) <= max(largest, least) or min(sizes) >= least
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_its_own_threads():
+    code = """
+import os
+from minidnn.backend import pool
+pool.set_threads(2)
+assert pool.each(lambda i: i, range(4)) == [0, 1, 2, 3]
+child = os.fork()
+if child == 0:
+    os._exit(0 if pool.each(lambda i: i + 1, range(4)) == [1, 2, 3, 4] else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
