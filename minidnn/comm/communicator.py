@@ -147,10 +147,12 @@ class Communicator(ABC):
 
     def record(self, side: str, note: Note, peer: int, tag: int, block, span: tuple[int, int]) -> list:
         """Record this rank's end of a message in the trace; ``span`` is what it carries of a flat buffer."""
-        ends = self.ranks[self.rank], self.ranks[peer]
+        ends, difference = (self.ranks[self.rank], self.ranks[peer]), None
         source, dest = ends if side == "send" else ends[::-1]
         how = note.op, note.algorithm, note.index, note.count
-        details = source, dest, tag, block.nbytes, block.dtype.name, span
+        if side == "send" and self.ledger.reference is not None:
+            difference = self.ledger.reference(self, note, tag, block, span)
+        details = source, dest, tag, block.nbytes, block.dtype.name, span, difference
         return self.ledger.message(side, note.labels, how, self.ranks, *details)
 
     def post_send(self, array, dest: int, tag: int):

@@ -100,7 +100,11 @@ def _parallel_options(g, strategy: str | None) -> None:
 
 
 def _output_options(g) -> None:
-    g.add_argument("--check", action="store_true", help="run the one-process twin beside, and compare")
+    g.add_argument(
+        "--check",
+        action="store_true",
+        help="run the one-process twin beside and compare; of a trace, each message",
+    )
     g.add_argument("--plot", metavar="FILE.png", help="curves, and where the time went")
     g.add_argument("--trace", metavar="DIR", help="record every message; write tables, pictures and a report")
     g.add_argument(

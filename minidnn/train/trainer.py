@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -16,6 +16,7 @@ from ..data.progress import ProgressBar
 from ..parallel import Result, gather_weights, replicas_equal
 from ..report.text import size
 from .closing import Meter, time_table, traffic_table
+from .comparison import Comparison
 from .history import History
 from .options import parse, parser
 from .session import Session
@@ -68,7 +69,8 @@ class Trainer:
         self.tracing = Tracing(session)
         self.twin = session.twin() if self.args.check else None
         self.twin_batches = session.loader(training=True, whole=True) if self.twin else None
-        self.loss_difference = 0.0
+        self.comparison = Comparison(self.executor, self.twin) if self.twin and self.args.trace else None
+        self.twin_loss = self.loss_difference = 0.0
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, this rank's images on the device; loading counts as input."""
@@ -78,6 +80,8 @@ class Trainer:
         self._twins = self.twin_batches.epoch(epoch) if self.twin else None
         self.epoch = _Epoch(epoch, self.args.epochs, total, show=self.comm.rank == 0)
         for _ in range(total):
+            if self.comparison:
+                self._twin_step(self.comparison.step)
             self.meter.begin()
             self.tracing.begin_step(self.executor.iteration)
             with ledger.scope(phase="input"), ledger.during("input", "", "input"):
@@ -94,11 +98,16 @@ class Trainer:
         self.meter.batches[len(batch.labels)] += 1
         self.meter.end()
         self.epoch.add(result, self.executor.plan.bytes_sent(self.comm.rank))
-        if self._twins is not None:
-            with self.tracing.paused():
-                whole = next(self._twins)
-                loss = self.twin.step(whole.images, whole.labels)
-            self.loss_difference = float(np.maximum(self.loss_difference, abs(loss - result.loss)))
+        if self.twin:
+            if not self.comparison:
+                self._twin_step(self.twin.step)
+            self.loss_difference = float(np.maximum(self.loss_difference, abs(self.twin_loss - result.loss)))
+
+    def _twin_step(self, step: Callable[[np.ndarray, np.ndarray], float]) -> None:
+        """The step that the ranks have just made or, to compare their messages, are about to make."""
+        with self.tracing.paused():
+            whole = next(self._twins)
+            self.twin_loss = step(whole.images, whole.labels)
 
     def validate(self, epoch: int) -> None:
         """Loss and accuracy on the validation split; prints the epoch's line."""
@@ -144,7 +153,9 @@ class Trainer:
     def _check(self) -> bool:
         """The last line of a run with --check; the same verdict on every rank."""
         weights = gather_weights(self.executor)
-        difference = largest_difference(weights, self.twin.model.state_dict()) if self.twin else 0.0
+        difference = (
+            largest_difference(weights, self.twin.model.state_dict()) if weights and self.twin else 0.0
+        )
         loss, weight = self.comm.exchange(np.array([self.loss_difference, difference]))[0]
         limit = LIMITS[self.args.dtype]
         ok = bool(loss <= limit and weight <= limit)
