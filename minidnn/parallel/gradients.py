@@ -111,8 +111,8 @@ class BucketSum:
 class GradientSync:
     """All buckets of a rank.
 
-    Every rank of a group runs the same layers in the same order, so buckets become ready, and start,
-    in the same order on all of them.
+    Buckets start in their order, which is that of the plan and the same on every rank of a group: one that is
+    ready waits until those before it are.
 
     Parameters
     ----------
@@ -126,10 +126,16 @@ class GradientSync:
         self.overlap = overlap
 
     def ready(self, leaf: Tensor) -> None:
-        """A gradient is final; start its bucket if it was the last one missing."""
+        """A gradient is final; if it was the last one missing, start its bucket and those that waited for it."""
         owner = self.owner.get(id(leaf))
-        if owner is not None and owner.ready(leaf) and self.overlap:
-            owner.start_sum()
+        if owner is None or not owner.ready(leaf) or not self.overlap:
+            return
+        for s in self.sums.values():
+            if s.bucket.update == owner.bucket.update:
+                if s.missing:
+                    break
+                if s.pending is None:
+                    s.start_sum()
 
     def reduce(self, index: int) -> None:
         """Wait for the sum of one bucket."""
