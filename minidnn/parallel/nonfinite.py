@@ -20,45 +20,39 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     The weights are looked at first, then the outputs of the layers in a forward pass without dropout.
     """
     names = [layer.name for layer in executor.plan.layers]
-    place = len(names)
-    what = "loss"
-    for name, p in executor.replica.parameters.items():
-        layer = name.rpartition(".")[0]
-        if names.index(layer) < place and not _finite(p.data):
-            place, what = names.index(layer), "weights"
-    if place == len(names):
-        place, what = _first_output(executor, images, labels, names)
-    found = np.array([place, what == "weights"], np.int64)
-    everyone = executor.comm.exchange(found)
-    first = everyone[everyone[:, 0].argmin()]
+    wrong = [name for name, p in executor.replica.parameters.items() if not _finite(p.data)]
+    places = [names.index(name.rpartition(".")[0]) for name in wrong]
+    place, kind = _least(executor, min(places, default=len(names))), "weights"
+    if place == len(names):  # so it is on all ranks: a forward pass communicates
+        place, kind = _least(executor, _first_output(executor, images, labels, names)), "output"
     step = executor.iteration
-    if first[0] >= len(names):
+    if place == len(names):
         return NonFiniteError(
             f"step {step}: the loss is not finite, though every layer's output is: dropout or the labels"
         )
-    kind = "weights" if first[1] else "output"
     return NonFiniteError(
         f"step {step}: the loss is not finite; the first non-finite value is in the {kind} of layer "
-        f"{names[first[0]]!r}: lower the learning rate, or check the input"
+        f"{names[place]!r}: lower the learning rate, or check the input"
     )
 
 
-def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[str]) -> tuple[int, str]:
+def _least(executor: Any, place: int) -> int:
+    return int(executor.comm.exchange(np.array([place])).min())
+
+
+def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[str]) -> int:
     seen: list[str] = []
-    original = executor._layer
 
-    def watched(step, layer, *rest):
-        y = original(step, layer, *rest)
+    def watch(name: str, y: Any) -> None:
         if y.data.size and not _finite(y.data):
-            seen.append(layer.name)
-        return y
+            seen.append(name)
 
-    executor._layer = watched
+    executor.segments.watch = watch
     try:
         executor.evaluate(images, labels)
     finally:
-        del executor._layer
-    return (names.index(seen[0]) if seen else len(names)), "output"
+        executor.segments.watch = None
+    return names.index(seen[0]) if seen else len(names)
 
 
 def _finite(x: Any) -> bool:
