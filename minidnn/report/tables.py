@@ -130,13 +130,20 @@ def summary(trace: Trace) -> str:
 
 def twin_table(trace: Trace) -> str:
     """Where messages differ from the same slices of the one-process run (recorded with --check)."""
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[float | None]] = defaultdict(list)
     for m in trace.messages:
-        if m.difference is not None:
-            found[m.phase, m.layer, m.op].append(m.difference)
-    rows = [[*key, str(len(own)), f"{max(own):.1e}"] for key, own in found.items()]
-    header = ["phase", "layer", "collective", "messages", "largest difference"]
-    return table(rows, header, "The largest difference from the one-process run")
+        found[m.phase, m.layer, m.op].append(m.difference)
+    rows, left_out = [], 0
+    for key, own in found.items():
+        compared = [d for d in own if d is not None]
+        left_out += len(own) - len(compared)
+        largest = f"{max(compared):.1e}" if compared else ""
+        rows.append([*key, str(len(own)), str(len(compared)), largest])
+    header = ["phase", "layer", "collective", "messages", "compared", "largest difference"]
+    text = table(rows, header, "The largest difference from the one-process run")
+    if left_out:
+        text += "\nNot compared, for one process never forms them: partial sums, batch-norm statistics, metrics."
+    return text
 
 
 def report(trace: Trace) -> str:
@@ -147,6 +154,7 @@ def report(trace: Trace) -> str:
         parts += [closing_table(by_rank(trace), title), layer_phase_table(trace)]
     if trace.messages:
         parts += [matrix_table(trace), fit_text(trace), collective_table(trace)]
-    if any(m.difference is not None for m in trace.messages):
+    checked = trace.messages and (trace.run.get("options") or {}).get("check")
+    if checked or any(m.difference is not None for m in trace.messages):
         parts.append(twin_table(trace))
     return "\n\n".join(parts)

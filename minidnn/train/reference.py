@@ -67,14 +67,16 @@ class Reference(Twin):
         return loss
 
     def _fc_step(self, rows: np.ndarray) -> float:
-        """A step of the fully connected layers on one chunk; its share of the loss."""
+        """A step of the fully connected layers on one chunk, none if it is empty; its share of the loss."""
         self.fc.zero_grad()
-        share = len(rows) / len(self.labels)
-        run = self._forward(self.plan.segments[1].layers, rows)
-        self._backward(run, rows, self.dtype.type(share))
-        self.optimiser.update_group(1)
+        loss, n = 0.0, len(self.labels)
+        if len(rows):
+            run = self._forward(self.plan.segments[1].layers, rows)
+            self._backward(run, rows, self.dtype.type(len(rows) / n))
+            self.optimiser.update_group(1)
+            loss = run[-1][-1].item() * len(rows) / n
         self._keep(self.fc)
-        return run[-1][-1].item() * share
+        return loss
 
     def _forward(self, layers: Iterable[LayerPlan], rows: np.ndarray) -> list[tuple]:
         run = []
