@@ -31,7 +31,13 @@ class TorchModel:
         for name, value in model.state_dict().items():
             tensor = torch.tensor(np.ascontiguousarray(_to_torch(value)))
             self.values[name] = tensor.requires_grad_(".running" not in name)
-        self.parameters = [v for v in self.values.values() if v.requires_grad]
+
+    def parameter_groups(self):
+        """For PyTorch's optimisers, where exempting the biases from weight decay takes a group of their own."""
+        trained = {name: value for name, value in self.values.items() if value.requires_grad}
+        biases = [value for name, value in trained.items() if name.endswith(".b")]
+        others = [value for name, value in trained.items() if not name.endswith(".b")]
+        return [{"params": others}, {"params": biases, "weight_decay": 0.0}]
 
     def __call__(self, images, step=None):
         """Logits; dropout with the masks of training step `step`, none of it in evaluation (None)."""
@@ -109,7 +115,8 @@ class Pair:
         self.model, self.seed = model.init(seed, dtype), seed
         self.torch_model = TorchModel(model, seed)
         self.sgd = SGD(model.parameters(), decay=KERAS_DECAY, **OPTIONS)
-        self.torch_sgd = torch.optim.SGD(self.torch_model.parameters, **OPTIONS)
+        groups = self.torch_model.parameter_groups()
+        self.torch_sgd = torch.optim.SGD(groups, **OPTIONS)
         self.number = 0
 
     def step(self, images, labels):
@@ -120,7 +127,8 @@ class Pair:
             loss = F.softmax_cross_entropy(self.model(Tensor(images)), labels)
         loss.backward()
         self.sgd.step()
-        self.torch_sgd.param_groups[0]["lr"] = OPTIONS["lr"] / (1 + KERAS_DECAY * number)
+        for group in self.torch_sgd.param_groups:
+            group["lr"] = OPTIONS["lr"] / (1 + KERAS_DECAY * number)
         self.torch_sgd.zero_grad()
         torch_loss = TF.cross_entropy(self.torch_model(images, number), torch.from_numpy(labels))
         torch_loss.backward()

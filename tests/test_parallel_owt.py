@@ -41,7 +41,7 @@ def chunks(scheme, batch, workers, grid_rows=1):
 
 
 class Momentum:
-    """w <- w - lr v with v <- m v + g + d w, of one group of parameters."""
+    """w <- w - lr v with v <- m v + g + d w, of one group of parameters; biases without the d w."""
 
     def __init__(self, parameters, lr):
         self.parameters, self.lr = parameters, lr
@@ -50,7 +50,7 @@ class Momentum:
     def step(self):
         for p, v in zip(self.parameters, self.velocity, strict=True):
             v *= MOMENTUM
-            v += p.grad + DECAY * p.data
+            v += p.grad + (DECAY * p.data if p.ndim > 1 else 0)
             p.data = p.data - self.lr * v
             p.grad = None
 

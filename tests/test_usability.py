@@ -8,6 +8,7 @@ import pytest
 
 from minidnn import functional as F
 from minidnn import nn
+from minidnn.optim import SGD
 from minidnn.tensor import Tensor, no_grad
 
 
@@ -173,3 +174,16 @@ print("fine")
 def test_everything_is_imported_when_first_used():
     run = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout) == (0, "fine\n"), run.stderr
+
+
+def test_weight_decay_leaves_biases_out():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(3, 2))
+    model.init(dtype=np.float64)
+    for name, parameter in model.named_parameters():
+        parameter.assign(np.ones(parameter.shape))
+        parameter.grad = np.zeros(parameter.shape)
+        assert parameter.decay == name.endswith("W")
+        assert parameter.shard(-1, 0, 1).decay == parameter.decay
+    SGD(model.parameters(), lr=0.5, weight_decay=0.5).step()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_array_equal(parameter.data, 0.75 if name.endswith("W") else 1.0)

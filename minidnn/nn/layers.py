@@ -18,7 +18,10 @@ _LARGE = (1 << 20, 1 << 20)  # an image that any window fits in
 
 
 class Linear(Module):
-    """y = x W + b        x (..., in_features)   W (in_features, out_features)   b (out_features,)"""
+    """y = x W + b        x (..., in_features)   W (in_features, out_features)   b (out_features,)
+
+    Weight decay leaves `b` out, as in eq. 2.13 of the thesis; ``layer.b.decay = True`` takes it in.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Linear(Module):
         self.out_features = out_features
         self.bias = bias
         self.W = Parameter((in_features, out_features), W_init)
-        self.b = Parameter((out_features,), b_init) if bias else None
+        self.b = Parameter((out_features,), b_init, decay=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The affine map of the last axis."""
@@ -58,7 +61,7 @@ class Conv2d(Module):
 
     ``padding``: 0, "valid", "same" (output = ceil(input / stride)), a number, (height, width), or ((top,
     bottom), (left, right)). With ``groups`` = g, channel group j of the output reads only group j of the
-    input.
+    input. Weight decay leaves `b` out, as in `Linear`.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Conv2d(Module):
         self.bias = bias
         self.window(_LARGE)  # the options are checked here, not at the first image
         self.W = Parameter((*self.kernel_size, in_channels // groups, out_channels), W_init)
-        self.b = Parameter((out_channels,), b_init) if bias else None
+        self.b = Parameter((out_channels,), b_init, decay=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
