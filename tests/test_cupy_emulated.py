@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulation import folder_or_skip, run
+from mpi import mpirun
 
 PROGRAMS = Path(__file__).with_name("emulated_programs.py")
 TIME_LIMIT = 300  # of the first run, which compiles every kernel, on a busy machine
@@ -47,3 +48,25 @@ def test_strategies_on_two_ranks(emulated):
     assert {name.split()[0] for name in found} == {"data", "owt", "layer_split", "tensor"}
     for training in found.values():
         compare(training)
+
+
+JOB = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import fakecuda
+fakecuda.install()
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_main_job_equals_its_twin_on_the_host():
+    pytest.importorskip("mpi4py")
+    options = (
+        "--device gpu --model lenet --image 20 --classes 4 --images 64 --validation 32 --steps 3 --epochs 1"
+    )
+    script = ["examples/alexnet_owt.py", *options.split(), "--check"]
+    job = mpirun(2, JOB, folder_or_skip(), *script, timeout=TIME_LIMIT)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.splitlines()[0].endswith("gpu")
+    assert job.stdout.splitlines()[-1].startswith("check: ") and job.stdout.rstrip().endswith(" ok")
