@@ -76,7 +76,7 @@ def _check_messages(plan: Plan) -> None:
             (sent if m.kind == "send" else received)[key] += 1
     for key in (sent - received) + (received - sent):
         source, dest, phase, layer, op, chunk, index, n_bytes = key
-        side = "received" if key in sent else "sent"
+        side = "received" if sent[key] > received[key] else "sent"
         raise ScheduleError(
             f"{op} of {layer} ({phase}, chunk {chunk}, round {index}): {n_bytes} bytes from rank {source} to "
             f"rank {dest} are never {side}"
@@ -160,9 +160,10 @@ def _meeting(plan: Plan, rank: int, action: Action) -> tuple[tuple | None, Seque
                         meets |= set(_transfer_ends(transfer, row))
             return (direction, segment, chunk), sorted(meets - {rank})
         case ReduceGradients(bucket):
-            group = next(b.group for b in plan.buckets[rank] if b.index == bucket)
+            # by its contents: with uneven shards, members may number their buckets differently
+            group, names = next((b.group, b.names) for b in plan.buckets[rank] if b.index == bucket)
             members = plan.group(group, rank)
-            return ("bucket", bucket, members), [r for r in members if r != rank]
+            return ("bucket", names, members), [r for r in members if r != rank]
         case Metrics():
             return ("metrics",), [r for r in range(plan.size) if r != rank]
         case Update() | BackwardWeight():

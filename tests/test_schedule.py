@@ -1,0 +1,323 @@
+"""Schedules: what the checker catches, how many activations are alive, how long the ranks stand idle."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from parallel_cases import CLASSES, MODELS, SHAPE, executor, feed
+from test_parallel_equality import BASIC, GRIDS, VARIANTS, batch_for, model_for
+
+from minidnn import nn
+from minidnn.comm import threads
+from minidnn.errors import InputError
+from minidnn.parallel import (
+    Options,
+    ScheduleError,
+    check_plan,
+    make_plan,
+    make_strategy,
+    run_schedules,
+)
+from minidnn.parallel.balance import balanced_starts
+from minidnn.parallel.schedule import (
+    PIPELINES,
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Finish,
+    Forward,
+    Metrics,
+    ReduceGradients,
+    Start,
+    Update,
+    one_weird_trick,
+    peak_activations,
+    pipeline,
+)
+
+SIZES = [(2, 2), (2, 5), (3, 3), (4, 4), (4, 9), (5, 16), (8, 8)]  # stages p, micro-batches m >= p
+
+
+def chain(stages, chunks, schedule):
+    """The plan of equal linear layers, one to each stage."""
+    model = nn.Sequential({f"fc{i}": nn.Linear(3, 3) for i in range(stages)})
+    options = Options(micro_batches=chunks, schedule=schedule)
+    strategy = make_strategy("layer_split", model, (3,), stages, options)
+    return make_plan(model, (3,), strategy, 2 * chunks, options)
+
+
+def data_parallel():
+    """Two ranks, one bucket a parameter."""
+    model, options = nn.Sequential({"fc1": nn.Linear(3, 3), "fc2": nn.Linear(3, 2)}), Options(bucket_mib=0)
+    return make_plan(model, (3,), make_strategy("data", model, (3,), 2, options), 4, options)
+
+
+def change(plan, rank, edit):
+    """Let `edit` change the list of a rank's actions."""
+    actions = list(plan.schedules[rank])
+    edit(actions)
+    plan.schedules = plan.schedules | {rank: tuple(actions)}
+    return plan
+
+
+# -- the checker -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*BASIC, *VARIANTS, *GRIDS])
+def test_accepts_every_strategy(name):
+    sizes = {**dict.fromkeys(BASIC, (2, 3, 5, 8)), **dict.fromkeys(VARIANTS, (2, 3, 5))}.get(name)
+    strategy, options = (BASIC | VARIANTS).get(name) or GRIDS[name][1:]
+    for ranks in sizes or [GRIDS[name][0]]:
+        model, chosen = MODELS[model_for(name, "all")](), Options(**options)
+        made = make_strategy(strategy, model, SHAPE, ranks, chosen)
+        check_plan(make_plan(model, SHAPE, made, max(19, batch_for(name, ranks)), chosen))
+
+
+def test_missing_send():
+    plan = change(chain(3, 2, "1f1b"), 1, lambda actions: actions.remove(Start(1, 1, "forward")))
+    with pytest.raises(
+        ScheduleError, match=r"send of fc2 \(forward, chunk 1.*from rank 1 to rank 2 are never sent"
+    ):
+        check_plan(plan)
+
+
+def test_missing_receive():
+    def forget(actions):
+        actions.remove(Start(0, 0, "backward"))
+        actions.remove(Finish(0, 0, "backward"))
+
+    plan = change(chain(2, 2, "gpipe"), 0, forget)
+    with pytest.raises(ScheduleError, match=r"\(backward, chunk 0.*from rank 1 to rank 0 are never received"):
+        check_plan(plan)
+
+
+def test_receive_too_many():
+    plan = change(chain(2, 2, "1f1b"), 1, lambda actions: actions.insert(0, Start(0, 1, "forward")))
+    with pytest.raises(ScheduleError, match=r"fc1 \(forward, chunk 1.*from rank 0 to rank 1 are never sent"):
+        check_plan(plan)
+
+
+def test_cyclic_wait():
+    """Rank 0 wants the gradient of chunk 1 before it sends the features of chunk 1: all messages have both ends."""
+
+    def wait_too_early(actions):
+        early = [Start(0, 1, "backward"), Finish(0, 1, "backward")]
+        for action in early:
+            actions.remove(action)
+        at = actions.index(Start(0, 1, "forward"))
+        actions[at:at] = early
+
+    plan = change(chain(2, 2, "1f1b"), 0, wait_too_early)
+    with pytest.raises(ScheduleError) as raised:
+        check_plan(plan)
+    text = str(raised.value)
+    assert "no rank can go on" in text
+    assert "rank 0 at Finish(boundary=0, chunk=1, direction='backward') waits for rank 1" in text
+    assert "rank 1 at Finish(boundary=0, chunk=1, direction='forward') waits for rank 0" in text
+
+
+def test_sums_in_different_order():
+    """Every rank sums every bucket, but not in one order: each waits in another sum."""
+    plan = data_parallel()
+
+    def swap(actions):
+        first, second = (actions.index(ReduceGradients(i)) for i in (0, 1))
+        actions[first], actions[second] = actions[second], actions[first]
+
+    with pytest.raises(
+        ScheduleError, match="ReduceGradients.* waits for rank 1.*ReduceGradients.* waits for rank 0"
+    ):
+        check_plan(change(plan, 1, swap))
+
+
+def test_metrics_of_one_rank_only():
+    plan = change(data_parallel(), 1, lambda actions: actions.remove(Metrics()))
+    with pytest.raises(ScheduleError, match=r"all_reduce of loss \(metrics"):
+        check_plan(plan)
+
+
+def test_a_wait_without_a_message_hangs_no_one():
+    """A rank that takes no part in a transfer does not wait for it: only its two ends do."""
+    check_plan(chain(4, 3, "zb-h1"))
+
+
+def test_more_activations_than_declared():
+    plan = chain(3, 5, "gpipe")
+    check_plan(plan, {0: 5, 1: 5, 2: 5})
+    with pytest.raises(
+        ScheduleError, match="rank 0 holds the activations of 5 chunks of segment 0, declared 4"
+    ):
+        check_plan(plan, {0: 4})
+
+
+# -- what a pipeline does --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [*SIZES, (1, 3), (3, 1), (5, 2)])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_chunk_once_and_in_order(name, stages, chunks):
+    for stage in range(stages):
+        actions = pipeline(name, stages, stage, chunks)
+        whole = [a.chunk for a in actions if isinstance(a, Backward)]
+        inputs = [a.chunk for a in actions if isinstance(a, BackwardInput)]
+        weights = [a.chunk for a in actions if isinstance(a, BackwardWeight)]
+        assert [a.chunk for a in actions if isinstance(a, Forward)] == list(range(chunks))
+        assert whole or (inputs == weights)
+        assert (whole or inputs) == list(range(chunks))
+        for chunk in range(chunks):
+            backward = BackwardInput if inputs else Backward
+            order = [Forward(stage, chunk), backward(stage, chunk)]
+            order += [BackwardWeight(stage, chunk)] if inputs else []
+            places = [actions.index(action) for action in order]
+            assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [*SIZES, (4, 2)])
+def test_live_activations(stages, chunks):
+    """All m micro-batches for GPipe, p - s for stage s of 1F1B, no stage above p for ZB-H1, one naively."""
+
+    def peaks(name):
+        return [peak_activations(pipeline(name, stages, s, chunks), s) for s in range(stages)]
+
+    assert peaks("gpipe") == [chunks] * stages
+    assert peaks("1f1b") == [min(stages - s, chunks) for s in range(stages)]
+    assert max(peaks("zb-h1")) <= stages
+    assert peaks("naive") == [1] * stages
+
+
+@pytest.mark.parametrize(("name", "peak"), [("naive", [1, 1, 1]), ("gpipe", [5, 5, 5]), ("1f1b", [3, 2, 1])])
+def test_live_activations_of_a_run(name, peak):
+    """Counted while it runs, not read off the schedule: the tapes that a rank holds."""
+
+    def main(comm):
+        running = executor(comm, "plain", "layer_split", 17, {"micro_batches": 5, "schedule": name})
+        forward, alive = running.segments.forward, []
+
+        def counting(step, *segment):
+            forward(step, *segment)
+            alive.append(len(step.tapes))
+
+        running.segments.forward = counting
+        feed(running, 0, 17)
+        return max(alive)
+
+    assert threads.run(3, main) == peak
+
+
+def unit_times(forward, backward, weight):
+    """Durations of the actions; a whole backward is both of its halves."""
+    times = {Forward: forward, BackwardInput: backward, BackwardWeight: weight, Backward: backward + weight}
+    return lambda rank, action: times.get(type(action), 0)
+
+
+@pytest.mark.parametrize("times", [(1, 1, 1), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize(("stages", "chunks"), [*SIZES, (4, 2), (3, 1), (1, 4)])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_bubble(name, stages, chunks, times):
+    """The idle share is (p - 1)/(m + p - 1), and no better for 1F1B: it saves memory, not time."""
+    timing = run_schedules(chain(stages, chunks, name), unit_times(*times))
+    assert timing.bubble == pytest.approx((stages - 1) / (chunks + stages - 1))
+
+
+@pytest.mark.parametrize(("stages", "chunks"), SIZES)
+def test_bubble_without_pipelining(stages, chunks):
+    """Naively one rank works at a time."""
+    timing = run_schedules(chain(stages, chunks, "naive"), unit_times(1, 1, 1))
+    assert timing.bubble == pytest.approx((stages - 1) / stages)
+
+
+@pytest.mark.parametrize("times", [(1, 1, 1), (2, 2, 1), (2, 3, 2)])
+@pytest.mark.parametrize(("stages", "chunks"), SIZES)
+def test_bubble_of_zero_bubble_h1(stages, chunks, times):
+    """(p - 1)(TF + TB - TW) in place of (p - 1)(TF + TB + TW): Qi et al. 2024, table 2, for m >= p."""
+    forward, backward, weight = times
+    timing = run_schedules(chain(stages, chunks, "zb-h1"), unit_times(*times))
+    idle = (stages - 1) * (forward + backward - weight)
+    assert timing.makespan == pytest.approx(chunks * sum(times) + idle)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_rank_computes_two_things_at_once(name):
+    timing = run_schedules(chain(4, 6, name), unit_times(1, 1, 1))
+    for rank, spans in timing.spans.items():
+        for (_, _, end), (_, begin, _) in zip(spans, spans[1:], strict=False):
+            assert begin >= end
+        assert timing.busy[rank] == sum(end - begin for _, begin, end in spans) == 6 * 3
+
+
+# -- One Weird Trick -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_the_next_chunk_travels_during_the_work_on_this_one(chunks):
+    actions = one_weird_trick("c", chunks, update_each=True)
+    for c in range(chunks - 1):
+        assert actions.index(Start(0, c + 1, "forward")) < actions.index(Forward(1, c))
+        assert actions.index(Start(0, c, "backward")) < actions.index(Forward(1, c + 1))
+        assert actions.index(Finish(0, c, "backward")) > actions.index(Backward(1, c + 1))
+    updates = [a for a in actions if isinstance(a, Update)]
+    assert updates == [Update("fc", c) for c in range(chunks)]
+    assert actions[-1] == Backward(0, 0)
+
+
+def test_scheme_a_is_one_chunk():
+    with pytest.raises(ValueError, match="1 chunk, got 2"):
+        one_weird_trick("a", 2, update_each=False)
+
+
+# -- where to cut ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_balance_is_the_best_there_is(seed):
+    """Against all ways to cut."""
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(0, 20, rng.integers(1, 9)).tolist()
+    for stages in range(1, len(costs) + 1):
+
+        def slowest(starts, stages=stages):
+            edges = [0, *starts, len(costs)]
+            return max(sum(costs[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+
+        found = balanced_starts(costs, stages)
+        assert len(found) == stages - 1
+        assert found == sorted(set(found)) and all(0 < i < len(costs) for i in found)
+        assert slowest(found) == min(map(slowest, combinations(range(1, len(costs)), stages - 1)))
+
+
+@pytest.mark.parametrize("stages", [0, 4])
+def test_balance_refuses(stages):
+    with pytest.raises(ValueError, match=f"cannot cut 3 layers into {stages} stages"):
+        balanced_starts([1, 2, 3], stages)
+
+
+def stage_starts(ranks, model="plain", **options):
+    net = MODELS[model]()
+    return make_strategy("layer_split", net, SHAPE, ranks, Options(**options)).starts
+
+
+def test_stages_follow_the_costs():
+    """All the cost in the last layers: the first stage takes everything before them."""
+    costs = [0.0] * 12
+    costs[9], costs[11] = 3.0, 3.0  # fc7, fc8
+    assert list(MODELS["plain"]().names)[9:] == ["fc7", "relu7", "fc8"]
+    assert stage_starts(2, costs=tuple(costs)) == ("fc8",)
+
+
+def test_stages_begin_before_weights():
+    """A pooling stays with the convolution that it makes small, so that the smaller array is sent."""
+    for ranks in (2, 3, 4, 5):
+        assert all(name.startswith(("conv", "fc")) for name in stage_starts(ranks))
+    assert len(stage_starts(8)) == 7  # more stages than layers with weights: anywhere
+
+
+@pytest.mark.parametrize("stages", [(5,), (5, 3), (3, 3), (0, 4), (3, 12), (-1, 3), (3, 4, 5)], ids=str)
+def test_stages_that_are_none(stages):
+    with pytest.raises(InputError, match=r"--stages .*expected 2 rising layer numbers between 1 and 11"):
+        stage_starts(3, stages=stages)
+
+
+def test_more_stages_than_layers():
+    model = nn.Sequential({"flatten": nn.Flatten(), "fc": nn.Linear(192, CLASSES)})
+    with pytest.raises(InputError, match="over 3 ranks needs as many layers; the model has 2"):
+        make_strategy("layer_split", model, SHAPE, 3, Options())
