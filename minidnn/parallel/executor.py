@@ -131,7 +131,7 @@ class Executor:
 
     def _settings(self, batch: int) -> dict[str, object]:
         """What must be the same on every rank."""
-        placements = {name: str(p) for name, p in self.strategy.placements.items()}
+        placements = "\n".join(f"{name}: {p}" for name, p in self.strategy.placements.items())
         return {
             "the model": repr(self.model),
             "the image shape": self.shape,
@@ -142,8 +142,7 @@ class Executor:
             "the placements": placements,
             "the cuts between segments": self.strategy.starts,
             "the number of chunks": self.strategy.chunks,
-            "the options": self.options,
-        }
+        } | {f"the option {name}": value for name, value in vars(self.options).items()}
 
     def group(self, name: str) -> Communicator:
         """The communicator of the group "row", "column" or "world"."""
@@ -262,6 +261,8 @@ class Executor:
                 mine = collectives.all_reduce(self.comm, mine, METRICS_ALGORITHM)
         result = Result(float(mine[0]), int(mine[1]), int(mine[2]))
         if step.training and not np.isfinite(result.loss):
+            self._settle(step)
+            self.sync.settle()
             from .nonfinite import diagnose
 
             raise diagnose(self, step.images, step.labels)

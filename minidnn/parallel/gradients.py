@@ -141,6 +141,13 @@ class GradientSync:
         """Wait for the sum of one bucket."""
         self.sums[index].finish_sum()
 
+    def settle(self) -> None:
+        """See the sums that are under way to their end; the step is given up."""
+        for s in self.sums.values():
+            if s.pending is not None:
+                s.finish_sum()
+            s.missing = {id(p) for p in s.parameters}
+
     def share_weights(self, update: str) -> None:
         """all_gather the weights of the sharded buckets of an update group."""
         for s in self.sums.values():

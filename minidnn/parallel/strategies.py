@@ -108,8 +108,10 @@ def owt(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> Str
 
 def hybrid(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> Strategy:
     """One Weird Trick within the rows of a grid, data parallelism between them."""
-    dp = options.dp or next(d for d in (2, 1) if ranks % d == 0 and ranks > d or d == 1)
-    if ranks % dp:
+    dp = options.dp
+    if dp is None:
+        dp = 2 if ranks > 2 and ranks % 2 == 0 else 1
+    if dp < 1 or ranks % dp:
         raise InputError(f"--dp {dp}: {ranks} ranks do not fill a grid of {dp} rows")
     return _one_weird_trick("hybrid", model, shape, Grid(dp, ranks // dp), options)
 
