@@ -58,8 +58,13 @@ class TorchModel:
         return TF.avg_pool2d(x, layer.kernel_size, layer.stride)
 
     def _padded(self, x, layer, value):
-        (top, bottom), (left, right) = layer.window(tuple(x.shape[2:])).padding
-        return TF.pad(x, (left, right, top, bottom), value=value)
+        """With the padding of a layer around the images; "same" as in Keras, the odd pixel at bottom and right."""
+        sides = []
+        for n, k, s in zip(x.shape[2:], layer.kernel_size, layer.stride, strict=True):
+            total = max((-(-n // s) - 1) * s + k - n, 0)
+            number = 0 if layer.padding == "valid" else layer.padding
+            sides.append((total // 2, total - total // 2) if layer.padding == "same" else (number, number))
+        return TF.pad(x, (*sides[1], *sides[0]), value=value)
 
     def ReLU(self, x, name, layer, step):
         return TF.relu(x)
