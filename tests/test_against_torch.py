@@ -147,8 +147,8 @@ class Pair:
 
 
 MODELS = {
-    "thesis": (models.alexnet, {"image": 45, "classes": 7, "width": 1 / 16}),
-    "thesis, batch norm": (models.alexnet, {"image": 45, "classes": 7, "width": 1 / 16, "norm": "batch"}),
+    "thesis": (models.alexnet, {"image": 47, "classes": 7, "width": 1 / 16}),
+    "thesis, batch norm": (models.alexnet, {"image": 47, "classes": 7, "width": 1 / 16, "norm": "batch"}),
     "2012": (models.alexnet, {"variant": "2012", "image": 99, "classes": 7, "width": 1 / 16}),
     "owt": (models.alexnet, {"variant": "owt", "image": 64, "classes": 7, "width": 1 / 16}),
     "lenet": (models.lenet, {"image": 28, "channels": 3, "classes": 7}),
