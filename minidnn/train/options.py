@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from ..errors import InputError
@@ -16,6 +17,23 @@ from ..parallel.strategy import Options
 # Of a run with --check that does not say how long. Longer ones are honest in float64 only: in float32, rounding
 # sooner or later turns a ReLU on in one run that is off in the other, and from there they part.
 CHECK_STEPS = 3
+
+# What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
+_RANGES = (
+    (
+        ("batch", "batch_per_rank", "epochs", "steps", "images", "image", "trace_steps"),
+        "1 or more",
+        lambda value: value >= 1,
+    ),
+    (
+        ("validation", "seed", "lr", "conv_lr_scale", "weight_decay", "decay", "buckets"),
+        "a number from 0 up",
+        lambda value: 0 <= value < inf,
+    ),
+    (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
+)
+# What a value in a TOML file must be for an option of a type.
+_TOML = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,10 +149,11 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
         raise InputError(f"--strategy is missing: expected one of {', '.join(STRATEGIES)}")
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
-    for name in ("batch", "batch_per_rank", "epochs", "steps", "images", "trace_steps"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    for names, rule, fits in _RANGES:
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and not fits(value):
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {rule}")
     if args.check and args.epochs is None and args.steps is None:
         args.steps, args.epochs = CHECK_STEPS, 1
     args.epochs = args.epochs or 4
@@ -146,12 +165,10 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
 
 def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
     try:
-        text = Path(path).read_text()
+        values = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from None
     actions = {a.dest: a for a in p._actions}
     defaults = {}
@@ -160,15 +177,11 @@ def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
         if action is None or action.dest in ("config", "help"):
             known = sorted(d.replace("_", "-") for d in actions if d not in ("config", "help"))
             raise InputError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
-        if action.type is not None and not isinstance(value, bool):
-            try:
-                value = action.type(value)
-            except (TypeError, ValueError):
-                raise InputError(f"--config {path}: {key} = {value!r} is no {action.type.__name__}") from None
-        elif (action.type is None and action.const is True) != isinstance(value, bool):
-            kind = "true or false" if action.const is True else "a text"
-            raise InputError(f"--config {path}: {key} = {value!r}: expected {kind}")
-        defaults[action.dest] = value
+        switch = action.const is True
+        kinds, words = ((bool,), "true or false") if switch else _TOML[action.type or str]
+        if not isinstance(value, kinds) or isinstance(value, bool) != switch:
+            raise InputError(f"--config {path}: {key} = {value!r}: expected {words}")
+        defaults[action.dest] = action.type(value) if action.type else value
     return defaults
 
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..optim import SGD
 from ..parallel import Executor, PlacementError, Strategy, check_plan, make_strategy
 from ..parallel.costs import measured_costs
+from ..report.matplot import check_target
 from .options import parallel_options
 from .reference import Reference
 from .twin import Twin, chunk_rows
@@ -39,6 +40,8 @@ class Session:
 
     def __init__(self, comm: Communicator, args: argparse.Namespace) -> None:
         self.comm, self.args = comm, args
+        if args.plot and comm.rank == 0:
+            check_target(args.plot)
         comm.debug = args.debug_comm
         self.ledger = comm.ledger
         self.xp = get_array_module(args.device)

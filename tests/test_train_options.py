@@ -1,0 +1,192 @@
+"""The options of the training programs: flags, TOML files, and what is wrong with them in one line."""
+
+import pytest
+from parallel_cases import MODELS, SHAPE
+
+from minidnn.errors import InputError
+from minidnn.parallel import Options
+from minidnn.parallel.costs import measured_costs
+from minidnn.train import parse, parser
+from minidnn.train.options import parallel_options
+
+
+def parsed(*flags, strategy="data"):
+    return parse(parser("", strategy), list(flags))
+
+
+def config(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+# -- flags -------------------------------------------------------------------------------------------------
+
+
+def test_defaults():
+    args = parsed()
+    assert (args.model, args.strategy, args.epochs, args.steps, args.batch) == (
+        "alexnet",
+        "data",
+        4,
+        None,
+        None,
+    )
+    assert (args.lr, args.momentum, args.decay) == (0.01, 0.9, 1e-6)  # the thesis's
+    assert parallel_options(args) == Options()
+
+
+def test_check_alone_is_short():
+    """In float32 a long comparison says little; whoever asks for more gets it."""
+    assert (parsed("--check").steps, parsed("--check").epochs) == (3, 1)
+    assert (parsed("--check", "--steps", "9").steps, parsed("--check", "--steps", "9").epochs) == (9, 4)
+    assert parsed("--check", "--epochs", "2").epochs == 2
+
+
+def test_flags_reach_the_planner():
+    flags = "--scheme c --fc-update each --fc-pairs --micro-batches 3 --schedule gpipe --stages 3,7 --dp 2"
+    flags += " --buckets 0 --sharded-momentum --local-batch-norm --all-reduce tree --dtype float64"
+    options = parallel_options(parsed(*flags.split()))
+    assert options == Options(
+        dtype="float64",
+        all_reduce="tree",
+        bucket_mib=0.0,
+        sharded_momentum=True,
+        sync_batch_norm=False,
+        micro_batches=3,
+        schedule="gpipe",
+        stages=(3, 7),
+        scheme="c",
+        fc_update="each",
+        fc_pairs=True,
+        dp=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--batch 8 --batch-per-rank 4", "--batch and --batch-per-rank exclude each other"),
+        ("--batch 0", "--batch 0: expected 1 or more"),
+        ("--batch-per-rank -2", "--batch-per-rank -2: expected 1 or more"),
+        ("--epochs 0", "--epochs 0: expected 1 or more"),
+        ("--steps 0", "--steps 0"),
+        ("--images 0", "--images 0"),
+        ("--image 0", "--image 0"),
+        ("--validation -1", "--validation -1: expected a number from 0 up"),
+        ("--seed -1", "--seed -1"),
+        ("--lr -0.1", "--lr -0.1"),
+        ("--lr nan", "--lr nan"),
+        ("--buckets inf", "--buckets inf"),
+        ("--momentum 1", "--momentum 1.0: expected a number from 0 up and below 1"),
+        ("--dropout 1.5", "--dropout 1.5"),
+        ("--balance guessed", "--balance guessed: expected one of estimated, measured"),
+        ("--device tpu", "--device tpu: expected one of cpu, gpu"),
+        ("--lr fast", "--lr: invalid float value: 'fast'"),
+        ("--learning-rate 1", "unrecognized arguments: --learning-rate 1 (see --help)"),
+        ("images.zip", "unrecognized arguments: images.zip"),
+        ("--batch", "--batch: expected one argument"),
+    ],
+)
+def test_bad_flags(flags, words):
+    with pytest.raises(InputError) as raised:
+        parsed(*flags.split())
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_no_strategy():
+    with pytest.raises(
+        InputError, match="--strategy is missing: expected one of sequential, data, layer_split, owt"
+    ):
+        parsed(strategy=None)
+
+
+@pytest.mark.parametrize("stages", ["five", "5;11", "5,", "1.5"])
+def test_stages_that_are_no_numbers(stages):
+    with pytest.raises(InputError, match="--stages .*: expected layer numbers with commas between, as 5,11"):
+        parallel_options(parsed("--stages", stages))
+
+
+@pytest.mark.parametrize("flags", ["--all-reduce rings", "--scheme d", "--fc-update never", "--dtype half"])
+def test_choices_list_what_is_known(flags):
+    with pytest.raises(InputError, match=f"{flags}: expected one of "):
+        parallel_options(parsed(*flags.split()))
+
+
+# -- TOML --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_defaults_and_flags_override_it(tmp_path):
+    path = config(
+        tmp_path,
+        """
+        # as on the command line, without the dashes in front
+        strategy = "owt"
+        batch-per-rank = 8
+        fc_pairs = true
+        lr = 1
+        data = "pets.zip"
+        """,
+    )
+    args = parsed("--config", path, "--lr", "0.5", strategy="data")
+    assert (args.strategy, args.batch_per_rank, args.fc_pairs, args.data) == ("owt", 8, True, "pets.zip")
+    assert args.lr == 0.5
+    lr = parsed("--config", path).lr
+    assert lr == 1.0 and isinstance(lr, float)
+    assert parsed("--config", path, strategy=None).strategy == "owt"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch = ", "not TOML"),
+        ("batch 8", "not TOML"),
+        ("batsh = 8", "unknown option 'batsh'; known: all-reduce, "),
+        ("config = 'more.toml'", "unknown option 'config'"),
+        ("help = true", "unknown option 'help'"),
+        ("batch = '8'", "batch = '8': expected a whole number"),
+        ("batch = 8.5", "batch = 8.5: expected a whole number"),
+        ("batch = true", "batch = True: expected a whole number"),
+        ("lr = 'fast'", "lr = 'fast': expected a number"),
+        ("lr = false", "lr = False: expected a number"),
+        ("model = 5", "model = 5: expected a text"),
+        ("model = true", "model = True: expected a text"),
+        ("stages = [5, 11]", "stages = [5, 11]: expected a text"),
+        ("check = 1", "check = 1: expected true or false"),
+        ("check = 'yes'", "check = 'yes': expected true or false"),
+        ("[training]\nlr = 0.1", "unknown option 'training'"),
+        ("[lr]\nvalue = 0.1", "lr = {'value': 0.1}: expected a number"),
+        ("batch = 0", "--batch 0: expected 1 or more"),
+    ],
+)
+def test_bad_files(tmp_path, text, words):
+    path = config(tmp_path, text)
+    with pytest.raises(InputError) as raised:
+        parsed("--config", path)
+    assert words in str(raised.value)
+    assert path in str(raised.value) or words.startswith("--")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"--config .*gone\.toml: No such file"):
+        parsed("--config", str(tmp_path / "gone.toml"))
+    with pytest.raises(InputError, match=r"--config .*: Is a directory"):
+        parsed("--config", str(tmp_path))
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(InputError, match="--config .*: not TOML"):
+        parsed("--config", str(path))
+
+
+# -- the layer costs that --balance measured goes by ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["batch and groups", "skips"])
+def test_measured_costs(model):
+    """Seconds of each layer, those with several inputs and those that know of the step among them."""
+    net = MODELS[model]()
+    costs = measured_costs(net, SHAPE, batch=4)
+    assert len(costs) == len(net.names) and all(0 < cost < 10 for cost in costs)
