@@ -48,6 +48,23 @@ def test_a_pass_is_a_permutation_with_a_smaller_last_batch(prefetch):
         assert batch.images.dtype == np.float32 and batch.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("limit", [1, 7, 10, N, 1000])
+def test_a_limited_pass_has_the_same_images_whatever_the_batch(limit):
+    want = rng(4, "order", 0).permutation(N)[:limit]
+    for batch in (1, 5, 50):
+        batches = list(DataLoader(make_split(), batch, seed=4, limit=limit))
+        np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), want)
+        assert [len(b) for b in batches[:-1]] == [batch] * (len(batches) - 1)
+
+
+def test_a_limited_pass_can_drop_its_last_batch():
+    loader = DataLoader(make_split(), 3, limit=8, drop_last=True)
+    assert [len(batch) for batch in loader] == [3, 3]
+    for limit in (0, 2):
+        with pytest.raises(InputError, match=f"{limit} images"):
+            DataLoader(make_split(), 3, limit=limit, drop_last=True)
+
+
 def test_float64_is_exact_to_rounding():
     split = make_split()
     batch = next(DataLoader(split, 8, dtype=np.float64).epoch(0))

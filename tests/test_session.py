@@ -24,7 +24,7 @@ def pets(tmp_path, monkeypatch):
 
 
 def test_a_part_of_the_validation_images_has_every_class_and_stays_the_same(pets):
-    options = ["--data", str(pets), "--image", "32", "--model", "lenet", "--batch", "4", "--validation", "40"]
+    options = ["--data", str(pets), "--image", "32", "--model", "lenet", "--batch", "4", "--validation", "41"]
 
     def main(comm):
         session = Session(comm, parse(parser("", strategy="data"), options))
@@ -33,4 +33,4 @@ def test_a_part_of_the_validation_images_has_every_class_and_stays_the_same(pets
     for first, second in threads.run(2, main):
         first, second = np.concatenate(first), np.concatenate(second)
         np.testing.assert_array_equal(first, second)
-        assert len(first) == 32 and 8 <= first.sum() <= 24
+        assert len(first) == 41 and 10 <= first.sum() <= 31

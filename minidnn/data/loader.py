@@ -78,6 +78,8 @@ class DataLoader:
         Leave out a last batch that is smaller than `batch`.
     steps : int, optional
         Batches in an epoch.
+    limit : int, optional
+        Images in a pass; by default all. The first ones of the pass's order, so with the same seed the same ones.
     dtype : float32 or float64
     augment : Augment, optional
     prefetch : int
@@ -94,6 +96,7 @@ class DataLoader:
         shuffle: bool = True,
         drop_last: bool = False,
         steps: int | None = None,
+        limit: int | None = None,
         dtype=np.float32,
         augment: Augment | None = None,
         prefetch: int = 2,
@@ -102,14 +105,17 @@ class DataLoader:
             raise InputError(f"batch of {batch}: expected 1 or more")
         if steps is not None and steps < 1:
             raise InputError(f"{steps} steps in an epoch: expected 1 or more")
-        if drop_last and batch > len(split):
+        if limit is not None and limit < 1:
+            raise InputError(f"a limit of {limit} images: expected 1 or more")
+        self.images_per_pass = len(split) if limit is None else min(limit, len(split))
+        if drop_last and batch > self.images_per_pass:
             raise InputError(
-                f"batch of {batch}: the {split.name} split has {len(split)} images, not one whole batch"
+                f"batch of {batch}: the {split.name} split has {self.images_per_pass} images, not one whole batch"
             )
         self.split, self.batch, self.rows = split, batch, rows
         self.seed, self.shuffle, self.augment, self.prefetch = seed, shuffle, augment, prefetch
         self.dtype = np.dtype(dtype)
-        self.batches_per_pass = len(split) // batch if drop_last else -(-len(split) // batch)
+        self.batches_per_pass = (self.images_per_pass + (0 if drop_last else batch - 1)) // batch
         self.steps = steps if steps is not None else self.batches_per_pass
         self.next_epoch = 0  # the one that iterating goes through
         self._order: tuple[int, np.ndarray] | None = None  # of the pass used last
@@ -134,11 +140,12 @@ class DataLoader:
         return map(self.batch_at, numbers)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The images' numbers in the order of pass `epoch`: int64 (len(split),)."""
+        """The images' numbers in the order of pass `epoch`: int64 (images of a pass,)."""
         kept = self._order  # read once: the background thread may put another in its place
         if kept is None or kept[0] != epoch:
             n = len(self.split)
-            kept = epoch, rng(self.seed, "order", epoch).permutation(n) if self.shuffle else np.arange(n)
+            order = rng(self.seed, "order", epoch).permutation(n) if self.shuffle else np.arange(n)
+            kept = epoch, order[: self.images_per_pass]
             self._order = kept
         return kept[1]
 

@@ -142,9 +142,10 @@ class Session:
         if training:
             options |= {"steps": args.steps, "augment": Augment() if args.augment else None}
         else:
-            batch = min(max(self.batch, 16 * self.comm.size), len(split))
             # A part of the split is drawn, the same one every time: some archives list one class after the other.
-            options |= {"steps": max(1, min(args.validation, len(split)) // batch)}
+            # Nor does it depend on the number of ranks, though the batches may.
+            options |= {"limit": args.validation}
+            batch = max(self.batch, 16 * self.comm.size)
             return DataLoader(split, batch, rows=rows if first < last else None, **options)
         if whole:
             return DataLoader(split, self.batch, prefetch=NO_PREFETCH_THREAD, **options)

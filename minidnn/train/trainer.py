@@ -147,6 +147,7 @@ class Trainer:
         ok = counted and same
         if args.check:
             ok &= self._check()
+        comm.barrier()  # until rank 0 has written everything: a rank that leaves for good may end the others
         if not ok:
             raise SystemExit(1)
 
