@@ -142,7 +142,9 @@ def twin_table(trace: Trace) -> str:
     header = ["phase", "layer", "collective", "messages", "compared", "largest difference"]
     text = table(rows, header, "The largest difference from the one-process run")
     if left_out:
-        text += "\nNot compared, for one process never forms them: partial sums, batch-norm statistics, metrics."
+        text += (
+            "\nNot compared, for one process never forms them: partial sums, batch-norm statistics, metrics."
+        )
     return text
 
 
