@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks NAME` prints a table, `python -m benchmarks all --out FILE.md` writes a report."""
+"""Measurements: `python -m benchmarks NAME` prints its tables, `python -m benchmarks all --out FILE.md` a report."""

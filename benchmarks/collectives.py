@@ -8,7 +8,8 @@ In place, float32; the library is asked in one call, as a program would, and in 
 
 from __future__ import annotations
 
-from benchmarks.common import Worker, alternate, judged, milliseconds, program, ratios, spread, steps_of
+from benchmarks.common import alternate, judged, milliseconds, program, ratios, spread
+from benchmarks.processes import Worker, steps_of
 from minidnn.report.text import size, table
 
 LIBRARY = "library"

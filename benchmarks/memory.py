@@ -8,7 +8,8 @@ activations and work space. "Process" is the peak itself, the libraries included
 
 from __future__ import annotations
 
-from benchmarks.common import Worker, installed, judged, program, spread
+from benchmarks.common import installed, judged, program, spread
+from benchmarks.processes import Worker
 from benchmarks.step_time import CASES, QUICK, THREADS
 from minidnn.report.text import table
 

@@ -13,19 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from benchmarks.common import (
-    Times,
-    Worker,
-    alternate,
-    installed,
-    judged,
-    milliseconds,
-    program,
-    ratios,
-    spread,
-    start_all,
-    steps_of,
-)
+from benchmarks.common import Times, alternate, installed, judged, milliseconds, program, ratios, spread
+from benchmarks.processes import Worker, start_all, steps_of
 from minidnn.report.text import size, table
 
 BATCH = 16

@@ -13,18 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from benchmarks.common import (
-    Worker,
-    alternate,
-    installed,
-    judged,
-    milliseconds,
-    program,
-    ratios,
-    spread,
-    start_all,
-    steps_of,
-)
+from benchmarks.common import alternate, installed, judged, milliseconds, program, ratios, spread
+from benchmarks.processes import Worker, start_all, steps_of
 from minidnn.report.text import table
 
 THREADS = 2

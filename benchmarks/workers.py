@@ -2,7 +2,7 @@
 
     python -m benchmarks.workers SOCKET KIND JSON
 
-`benchmarks.common.Worker` starts it. Each request is a line of JSON, and so is each answer.
+`benchmarks.processes.Worker` starts it. Each request is a line of JSON, and so is each answer.
 """
 
 from __future__ import annotations
