@@ -40,7 +40,7 @@ def network(norm="", dropout=False, groups=1, features=10):
 
 
 def narrow():
-    """Every layer has fewer features than there are ranks, once there are four."""
+    """Layers of two and three features: fewer than there are ranks, once there are three."""
     return nn.Sequential(
         {
             "conv1": nn.Conv2d(3, 3, 3, stride=2, padding=1),

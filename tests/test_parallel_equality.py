@@ -64,10 +64,11 @@ def model_for(name, model):
     return {"plain": "groups", "dropout": "all", "lrn": "all", "batch": "batch and groups"}.get(model, model)
 
 
-# On few ranks each feature alone, so that a failure points at it; on many, all of them at once.
+# On 2 and 4 ranks each feature alone, so that a failure points at it; elsewhere dropout, normalisation and groups
+# together, and batch norm.
 FEATURES = ("plain", "dropout", "lrn", "batch", "groups")
-GRID = [(ranks, feature) for ranks in (1, 2, 3, 4) for feature in FEATURES]
-GRID += [(ranks, feature) for ranks in (5, 8) for feature in ("all", "batch")]
+GRID = [(ranks, feature) for ranks in (2, 4) for feature in FEATURES]
+GRID += [(ranks, feature) for ranks in (1, 3, 5, 8) for feature in ("all", "batch")]
 
 
 @pytest.mark.parametrize(("ranks", "feature"), GRID)
@@ -80,7 +81,7 @@ def test_equals_one_process(name, ranks, feature):
     assert_equals_one_process(model_for(name, feature), strategy, ranks, batch, options=options)
 
 
-@pytest.mark.parametrize("ranks", [2, 5])
+@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_options_do_not_change_the_result(name, ranks):
     strategy, options = VARIANTS[name]
@@ -106,7 +107,7 @@ def test_stages_by_hand(ranks):
     assert_equals_one_process("all", "layer_split", ranks, options={"stages": stages, "micro_batches": 5})
 
 
-@pytest.mark.parametrize("ranks", [4, 5, 8])
+@pytest.mark.parametrize("ranks", [3, 5])
 @pytest.mark.parametrize("name", [name for name in BASIC if name != "alexnet2012"])
 def test_fewer_features_than_ranks(name, ranks):
     strategy, options = BASIC[name]
@@ -119,7 +120,7 @@ def test_towers_that_the_groups_do_and_do_not_fill(ranks):
     assert_equals_one_process("towers", "tensor", ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", [name for name in BASIC if name != "alexnet2012"])
 def test_skip_connections(name, ranks):
     """Within a segment, across the border between two, and past stages that only pass the value on."""
@@ -128,7 +129,7 @@ def test_skip_connections(name, ranks):
     assert_equals_one_process("long skips", strategy, ranks, batch_for(name, ranks), options=options)
 
 
-@pytest.mark.parametrize("last", [7, 3, 1])
+@pytest.mark.parametrize("last", [7, 1])
 @pytest.mark.parametrize("name", BASIC)
 def test_last_batch_is_smaller(name, last):
     """Down to fewer samples than there are ranks or chunks."""
@@ -146,9 +147,7 @@ def test_last_batch_is_smaller_with_options(options, last):
         assert_equals_one_process("all", "hybrid", 4, last=last, options=options)
 
 
-@pytest.mark.parametrize(
-    "run", [{"rendezvous": True}, {"debug": True}, {"rendezvous": True, "debug": True}], ids=str
-)
+@pytest.mark.parametrize("run", [{"rendezvous": True}, {"debug": True}], ids=str)
 @pytest.mark.parametrize("name", BASIC)
 def test_whatever_the_transport_does(name, run):
     """Sends that wait for their receivers do not deadlock; headers find nothing to complain about."""
