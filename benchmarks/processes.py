@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,9 @@ class Worker:
     def _answers(self) -> list[dict[str, Any]]:
         lines = [file.readline() for file in self.files]
         if not all(lines):
+            for process in self.processes:  # the connection ends before the traceback is printed
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
             raise RuntimeError(f"{self.kind} ended\n{self._printed()}")
         return [json.loads(line) for line in lines]
 

@@ -8,6 +8,8 @@ than this machine has cores, without running them.
 
 from __future__ import annotations
 
+import statistics
+
 from benchmarks.common import milliseconds, program
 from benchmarks.processes import Worker
 from minidnn import nn
@@ -36,9 +38,10 @@ def grown(quick: bool) -> str:
             with Worker("training", job, THREADS) as worker:
                 answer = worker.ask(steps=2 if quick else 15)
             seconds, flops = answer["seconds"], 6 * macs * setting["batch"]
-            rate = flops / sorted(seconds)[len(seconds) // 2] / 1e9
+            step = statistics.median(seconds)
+            rate = flops / step / 1e9
             memory = size(answer["peak"] - answer["base"])
-            per_image = f"{1e3 * sorted(seconds)[len(seconds) // 2] / setting['batch']:.2f}"
+            per_image = f"{1e3 * step / setting['batch']:.2f}"
             rows.append(
                 [
                     f"{name} {value:g}",
