@@ -146,7 +146,7 @@ def _build_model(args: argparse.Namespace, strategy: str = ""):
 
 
 def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
-    from .parallel import PlacementError, make_plan, make_strategy
+    from .parallel import make_plan, make_strategy
     from .train.options import parallel_options
 
     if not ranks.isdigit() or int(ranks) < 1:
@@ -154,6 +154,9 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     size = int(ranks)
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
+    for name in ("batch", "batch_per_rank"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or 16
     options = parallel_options(args)
     shape = (args.image, args.image, 3)
@@ -162,7 +165,7 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
         return make_plan(
             model, shape, make_strategy(strategy, model, shape, size, options), batch, options, args.model
         )
-    except PlacementError as error:
+    except ValueError as error:
         raise InputError(str(error)) from error
 
 

@@ -96,7 +96,7 @@ def _layer_row(plan: Plan, layer: LayerPlan, chunk: Chunk, member: int, held: di
         weights,
         f"{held[layer.name]:,}" if layer.name in held else "",
         local(layer.in_shape, source),
-        local(layer.out_shape, layer.placement),
+        local(layer.out_shape, layer.placement) if layer.layer is not None else "",
     ]
 
 

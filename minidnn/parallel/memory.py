@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from ..comm.algorithms import split_counts
 from .placement import OnRank, Shard
 from .plan import Plan
 from .schedule import peak_activations
@@ -42,7 +43,8 @@ def rank_memory(plan: Plan, rank: int) -> Memory:
     momenta = weights
     for bucket in plan.buckets[rank]:
         if bucket.sharded:
-            momenta -= bucket.elements - bucket.elements // len(plan.group(bucket.group, rank))
+            group = plan.group(bucket.group, rank)
+            momenta -= bucket.elements - split_counts(bucket.elements, len(group))[group.index(rank)]
     activations = 0
     for segment, chunks in zip(plan.segments, plan.chunks_of(rank), strict=True):
         alive = peak_activations(list(plan.schedules[rank]), segment.index)

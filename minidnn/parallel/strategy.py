@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from ..comm.algorithms import ALGORITHMS
 from ..comm.tuning import DEFAULT, Link, choose
@@ -108,7 +109,7 @@ class Options:
         _one_of("--fc-update", self.fc_update, ("once", "each"))
         if self.micro_batches < 1:
             raise InputError(f"--micro-batches {self.micro_batches}: expected 1 or more")
-        if self.bucket_mib < 0:
+        if not 0 <= self.bucket_mib < inf:
             raise InputError(f"--buckets {self.bucket_mib}: expected a size in MiB, 0 for one per parameter")
 
     @property
