@@ -19,7 +19,7 @@ from benchmarks.__main__ import NAMES  # noqa: E402
 needs_mpi = pytest.mark.skipif(not (MPIRUN and find_spec("mpi4py")), reason="needs mpi4py and mpich")
 
 
-def run(*arguments, timeout=90):
+def run(*arguments, timeout=240):
     command = [sys.executable, "-m", *arguments]
     environment = processes.environment(1)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
