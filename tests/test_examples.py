@@ -85,7 +85,7 @@ def test_ranks_with_different_seeds():
         launch(main)
         """
     done = mpirun(3, program)
-    assert_one_error(done, 2, "the seed is 0 on ranks 0, 1 but 1 on rank 2")
+    assert_one_error(done, 2, "--seed is 0 on ranks 0, 1 but 1 on rank 2")
     assert done.stdout == ""
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minidnn.comm import threads
+from minidnn.errors import InputError
 from minidnn.train import Session, Trainer, parse, parser, train
 from minidnn.train.history import History
 from minidnn.train.twin import largest_difference
@@ -72,6 +73,30 @@ def test_in_float32(capsys):
 
 
 # -- what a run ends with when something is wrong ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--lr 0.02",
+        "--steps 5",
+        "--images 40",
+        "--strategy owt",
+        "--strategy sequential",
+        "--check",
+        "--image 31",
+    ],
+)
+def test_ranks_with_different_options(flags):
+    """Whatever differs, before anything is built of it."""
+    option = flags.split()[0]
+
+    def main(comm):
+        own = f"{SMALL} {flags if comm.rank == 1 else ''}".split()
+        train(comm, parse(parser("", "data"), own))
+
+    with pytest.raises(InputError, match=f"the ranks do not run the same program: {option} is .* on rank 1;"):
+        threads.run(3, main)
 
 
 def test_a_check_that_fails(capsys):

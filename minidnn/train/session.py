@@ -19,12 +19,14 @@ from ..errors import InputError
 from ..optim import SGD
 from ..parallel import Executor, PlacementError, Strategy, check_plan, make_strategy
 from ..parallel.costs import measured_costs
+from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
 from .options import parallel_options
 from .reference import Reference
 from .twin import Twin, chunk_rows
 
 NO_PREFETCH_THREAD = 0
+LOCAL = ("config", "data", "plot", "trace")  # options that may differ from host to host
 
 
 class Session:
@@ -42,6 +44,8 @@ class Session:
         self.comm, self.args = comm, args
         if args.plot and comm.rank == 0:
             check_target(args.plot)
+        options = {name: value for name, value in vars(args).items() if name not in LOCAL}
+        check_same(comm, {f"--{name.replace('_', '-')}": value for name, value in options.items()})
         comm.debug = args.debug_comm
         self.ledger = comm.ledger
         self.xp = get_array_module(args.device)
