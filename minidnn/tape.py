@@ -270,6 +270,11 @@ def _accumulate_leaf(leaf: Any, gradient: Any, gys: Sequence[Any], node: Any) ->
             f"{node.name if node else 'backward'}: gradient {gradient.dtype}{gradient.shape} "
             f"for {leaf.name or 'a leaf'} {data.dtype}{data.shape}"
         )
+    if type(gradient) is not np.ndarray and hasattr(
+        gradient, "joined"
+    ):  # factors, only for leaves that take them
+        leaf.add_factors(gradient)
+        return
     if leaf.grad is not None:
         leaf.grad += gradient
         return

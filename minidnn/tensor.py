@@ -275,6 +275,16 @@ class Function:
                 return None
         return buffer
 
+    def leaf(self, i: int) -> Any:
+        """The leaf that input `i` was, if it is one and takes part in backward; else None."""
+        edge = self.edges[i]
+        return edge[0] if edge is not None and edge[1] == LEAF else None
+
+    def is_result(self, i: int) -> bool:
+        """Whether input `i` was made by a recorded operation."""
+        edge = self.edges[i]
+        return edge is not None and edge[1] != LEAF
+
     def check_versions(self) -> None:
         """Raise if a leaf that backward needs was changed since forward."""
         for leaf, version in self.versions or ():

@@ -30,7 +30,7 @@ from minidnn.functional.linear import (
 )
 from minidnn.functional.normalize import lrn, lrn_gradient
 from minidnn.functional.pool import max_pool, max_pool_gradient, pool_windows
-from minidnn.optim.update import momentum_update
+from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor
 
 MODULES = [
@@ -53,9 +53,9 @@ def cores(request, monkeypatch):
 
 def both(f, *args, **options):
     """What f gives with the plain kernels, and with the fast ones."""
-    with kernels.use("0"):
+    with kernels.use_fast(False):
         expected = f(*copy.deepcopy(args), **copy.deepcopy(options))
-    with kernels.use("numpy"):
+    with kernels.use_fast(True):
         return expected, f(*copy.deepcopy(args), **copy.deepcopy(options))
 
 
@@ -104,9 +104,9 @@ def test_convolution(case, deep, cores, monkeypatch):
         same(convolve_input_gradient, gy, W, window, groups)
         same(convolve_weight_gradient, x, gy, W, window, groups)
         out = np.full(W.shape, np.nan, dtype)
-        with kernels.use("numpy"):
+        with kernels.use_fast(True):
             assert convolve_weight_gradient(x, gy, W, window, groups, out) is out
-        with kernels.use("0"):
+        with kernels.use_fast(False):
             expected = convolve_weight_gradient(x, gy, W, window, groups)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
@@ -156,7 +156,7 @@ def test_max_pooling(size, stride, padding, ceil_mode, cores):
 def test_local_response_normalisation(size, beta, groups, cores):
     x, gy = 3 * normal(4, 3, 3, 8), normal(4, 3, 3, 8, seed=1)
     same(lrn, x, size, 0.1, beta, 2.0, groups)
-    with kernels.use("0"):
+    with kernels.use_fast(False):
         _, s = lrn(x, size, 0.1, beta, 2.0, groups)
     same(lrn_gradient, gy, x, s, size, 0.1, beta, groups)
 
@@ -177,15 +177,24 @@ def test_update(momentum, nesterov, decay, cores):
         same(update)
 
 
+@pytest.mark.parametrize(
+    "momentum, nesterov, decay", [(0.9, False, 0.0), (0.9, True, 0.1), (0.0, False, 0.1)]
+)
+def test_update_with_a_gradient_in_factors(momentum, nesterov, decay, cores):
+    def update():
+        w, x, gy, v = normal(30, 20), normal(4, 30, seed=1), normal(4, 20, seed=2), normal(30, 20, seed=3)
+        factored_update(w, x, gy, v if momentum else None, 0.1, momentum, nesterov, decay)
+        return w, v
+
+    same(update)
+
+
 def test_kernels_not_listed_cannot_be_chosen():
     def unknown(x):
         return x
 
     with pytest.raises(ValueError, match="no fast counterpart"):
         kernels.kernel(unknown)
-    with pytest.raises(ValueError, match="expected one of 0, numpy, 1"):
-        with kernels.use("2"):
-            pass
 
 
 def test_every_kernel_has_both_implementations():
@@ -194,23 +203,14 @@ def test_every_kernel_has_both_implementations():
         assert callable(getattr(getattr(minidnn.fast, module), name))
 
 
-def test_the_environment_chooses():
-    code = "from minidnn.backend import kernels; print(kernels.level())"
-    for value, expected in {"0": "0", "numpy": "numpy", "": "1"}.items():
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "MINIDNN_FAST": value},
-            capture_output=True,
-            text=True,
-        )
-        assert run.stdout.strip() == expected
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MINIDNN_FAST": "yes"},
-        capture_output=True,
-        text=True,
-    )
-    assert "MINIDNN_FAST=yes: expected one of 0, numpy, 1" in run.stderr
+@pytest.mark.parametrize("value, expected", [("0", "False"), ("1", "True"), (None, "True")])
+def test_the_environment_chooses(value, expected):
+    code = "from minidnn.backend import kernels; print(kernels.fast_in_use())"
+    environment = {k: v for k, v in os.environ.items() if k != "MINIDNN_FAST"}
+    if value is not None:
+        environment["MINIDNN_FAST"] = value
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == expected
 
 
 def test_training_is_the_same_step_for_step(cores):
@@ -239,6 +239,46 @@ def test_training_is_the_same_step_for_step(cores):
         return tuple(t.data for t in tensors)
 
     same(train)
+
+
+# -- additions by BLAS -----------------------------------------------------------------------------------------
+
+
+def layouts(a):
+    """The same matrix in memory row by row, column by column, as a part of a larger one, and with holes."""
+    wide = np.zeros((a.shape[0], a.shape[1] + 3), a.dtype)
+    wide[:, 1:-2] = a
+    holes = np.zeros((a.shape[0], 2 * a.shape[1]), a.dtype)
+    holes[:, ::2] = a
+    return [a.copy(), np.asfortranarray(a), wide[:, 1:-2], holes[:, ::2]]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.longdouble])
+def test_adding_a_product(dtype):
+    a, b, c = normal(5, 4, dtype=dtype), normal(4, 6, dtype=dtype), normal(5, 6, dtype=dtype)
+    expected = 0.5 * c + a @ b
+    for x, y, k in itertools.product(layouts(a), layouts(b), range(4)):
+        z = layouts(c)[k]
+        blas.add_product(x, y, z, keep=0.5)
+        np.testing.assert_allclose(z, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (1, 1, 1)])
+def test_adding_a_product_of_any_size(shape):
+    m, k, n = shape
+    c = np.ones((m, n))
+    blas.add_product(normal(m, k), normal(k, n), c, keep=2.0)
+    np.testing.assert_allclose(c, 2 + normal(m, k) @ normal(k, n))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.longdouble])
+def test_adding_a_scaled_array(dtype):
+    x, y = normal(3, 7, dtype=dtype), normal(3, 7, dtype=dtype, seed=1)
+    expected = 0.5 * y - 2 * x
+    for a, k in itertools.product(layouts(x), range(4)):
+        b = layouts(y)[k]
+        blas.add_scaled(a, b, -2.0, keep=0.5)
+        np.testing.assert_allclose(b, expected, rtol=0, atol=1e-6 if dtype == np.float32 else 1e-14)
 
 
 # -- the thread pool -------------------------------------------------------------------------------------------

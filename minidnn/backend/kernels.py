@@ -4,14 +4,11 @@ The plain kernels, in ``functional`` and ``optim``, are for reading; they are al
 arrays each has a fast counterpart of the same name in ``minidnn.fast`` (parts that fit the cache, one thread
 per core, skipped zeros), which `FAST` lists. This module is the only place that chooses:
 
-- ``MINIDNN_FAST=0`` runs the plain kernels;
-- ``MINIDNN_FAST=numpy`` the fast ones, on NumPy alone;
-- ``MINIDNN_FAST=1``, the default, these, with element-wise loops compiled by Numba where it is installed.
+``MINIDNN_FAST=0`` in the environment runs the plain ones.
 """
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,49 +33,27 @@ FAST = {
     "lrn": "normalize",
     "lrn_gradient": "normalize",
     "momentum_update": "update",
+    "factored_update": "update",
 }
 
-LEVELS = ("0", "numpy", "1")
-
-
-def _from_environment() -> str:
-    level = os.environ.get("MINIDNN_FAST") or "1"
-    if level not in LEVELS:
-        raise ValueError(f"MINIDNN_FAST={level}: expected one of {', '.join(LEVELS)}")
-    return level
-
-
-_level = _from_environment()
+_use_fast = os.environ.get("MINIDNN_FAST", "1") != "0"
 _plain: dict[str, Callable] = {}
 
 
-def level() -> str:
-    """What is in use: "0" plain kernels, "numpy" fast ones, "1" fast ones and Numba if it is installed."""
-    return _level
+def fast_in_use() -> bool:
+    """Whether NumPy arrays go to the fast kernels."""
+    return _use_fast
 
 
 @contextmanager
-def use(level: str) -> Iterator[None]:
-    """Use another level inside the block (in all threads)."""
-    global _level
-    if level not in LEVELS:
-        raise ValueError(f"kernels.use({level!r}): expected one of {', '.join(LEVELS)}")
-    before, _level = _level, level
+def use_fast(fast: bool) -> Iterator[None]:
+    """Inside the block, in all threads: the fast kernels, or only the plain ones."""
+    global _use_fast
+    before, _use_fast = _use_fast, fast
     try:
         yield
     finally:
-        _level = before
-
-
-@functools.cache
-def has_numba() -> bool:
-    """Whether Numba is installed; it is imported when a compiled loop first runs."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def compiled() -> bool:
-    """Whether element-wise loops are compiled."""
-    return _level == "1" and has_numba()
+        _use_fast = before
 
 
 @functools.cache
@@ -101,7 +76,7 @@ def kernel(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def chosen(first: Any, *rest: Any, **options: Any) -> Any:
-        if _level != "0" and type(first) is np.ndarray:
+        if _use_fast and type(first) is np.ndarray:
             return _fast(name)(first, *rest, **options)
         return function(first, *rest, **options)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from minidnn.backend.blas import add_product
 from minidnn.backend.kernels import plain
 from minidnn.backend.pool import each, spans, threads
 from minidnn.fast.taps import apply_taps, taps_into_image, taps_into_output
@@ -102,16 +103,15 @@ def convolve_weight_gradient(
     parts = _images(len(x), window, GRADIENT_ROWS)
     shares = [parts[s] for s in spans(len(parts))]  # one a thread, so that the sum has a fixed order
 
-    def share(parts: list[slice]) -> np.ndarray:
-        total = gradient(x[parts[0]], gy[parts[0]], W, window, pairs)
-        for images in parts[1:]:
-            total += gradient(x[images], gy[images], W, window, pairs)
+    def share(number: int) -> np.ndarray:
+        total = gW if number == 0 else np.empty_like(gW)
+        total[...] = 0
+        for images in shares[number]:
+            gradient(x[images], gy[images], total, window, pairs)
         return total
 
-    first, *others = each(share, shares)
-    np.copyto(gW, first.reshape(W.shape))
-    for other in others:
-        gW += other.reshape(W.shape)
+    for other in each(share, range(len(shares)))[1:]:
+        gW += other
     return gW
 
 
@@ -155,43 +155,37 @@ def _kernel_rows(x: np.ndarray, y: np.ndarray, W_rows: np.ndarray, window: Windo
     """The convolution of some images into `y`; W_rows (kh, kw c, o)."""
     n, oh, ow, o = y.shape
     wide = _widened(x, window)
-    total = None
-    for i, of, to in _reach(window):
-        product = wide[of].reshape(-1, wide.shape[-1]) @ W_rows[i]
-        if total is not None:
-            total[to] += product.reshape(-1, n, ow, o)
-        elif to.stop - to.start == oh:
-            total = product.reshape(oh, n, ow, o)
-        else:
-            total = np.zeros((oh, n, ow, o), y.dtype)
-            total[to] = product.reshape(-1, n, ow, o)
-    y[...] = total.transpose(1, 0, 2, 3)
-
-
-def _gradient_by_rows(x, gy, W, window, pairs) -> np.ndarray:
-    """gW of some images, from the widened images."""
-    kh, kw, c, o = W.shape
-    gW = np.empty((kh, kw * c, o), gy.dtype)
-    gy = np.ascontiguousarray(gy.transpose(1, 0, 2, 3))
     reach = _reach(window)
+    total = np.empty((oh, n * ow, o), y.dtype)
+    if reach[0][2].stop - reach[0][2].start < oh:
+        total[...] = 0
+        first = None
+    else:
+        first = reach[0][0]
+    for i, of, to in reach:
+        pixels, outputs = wide[of].reshape(-1, wide.shape[-1]), total[to].reshape(-1, o)
+        add_product(pixels, W_rows[i], outputs, keep=float(i != first))
+    y[...] = total.reshape(oh, n, ow, o).transpose(1, 0, 2, 3)
+
+
+def _gradient_by_rows(x, gy, gW, window, pairs) -> None:
+    """Add the gW of some images, from the widened images."""
+    kh, kw, c, o = gW.shape
+    gW = gW.reshape(kh, kw * c, o)
+    gy = np.ascontiguousarray(gy.transpose(1, 0, 2, 3))
     for of, to in pairs:
         wide = _widened(x[..., of], window)
-        for i, rows, outputs in reach:
-            product = wide[rows].reshape(-1, kw * c).T
-            np.matmul(product, gy[outputs].reshape(-1, o)[:, to], out=gW[i][:, to])
-    if len(reach) < kh:
-        gW[[i for i in range(kh) if i not in [row[0] for row in reach]]] = 0
-    return gW
+        for i, rows, outputs in _reach(window):
+            pixels = wide[rows].reshape(-1, kw * c)
+            add_product(pixels.T, gy[outputs].reshape(-1, o)[:, to], gW[i][:, to])
 
 
-def _gradient_by_columns(x, gy, W, window, pairs) -> np.ndarray:
-    """gW of some images, by im2col."""
-    o = W.shape[3]
-    gW = np.empty((W.size // o, o), gy.dtype)
+def _gradient_by_columns(x, gy, gW, window, pairs) -> None:
+    """Add the gW of some images, by im2col."""
+    o = gW.shape[3]
     padded, gy = pad(x, window.padding), gy.reshape(-1, o)
     for of, to in pairs:
-        np.matmul(columns(padded, window, of).T, gy[:, to], out=gW[:, to])
-    return gW
+        add_product(columns(padded, window, of).T, gy[:, to], gW.reshape(-1, o)[:, to])
 
 
 def _gradient_by_taps(x, gy, gW, window, pairs) -> None:

@@ -1,12 +1,18 @@
-"""The momentum update on all cores."""
+"""The momentum update on all cores; of a gradient in factors, without ever holding the gradient.
+
+Plain momentum is two additions of vectors, v <- momentum v + g and w <- w - rate v, each a pass over a block in
+the cache. With a gradient in factors the first one is a matrix product added to v.
+"""
 
 import numpy as np
 
+from minidnn.backend.blas import add_product, add_scaled
 from minidnn.backend.kernels import plain
 from minidnn.backend.pool import each, spans
 
 SMALL = 1 << 17  # elements that are not worth more than one thread
-PART = 1 << 18  # elements of a part
+PART = 1 << 18  # elements a thread works on at a time
+BLOCK = 1 << 16  # of them in the cache
 
 
 def momentum_update(
@@ -27,6 +33,36 @@ def momentum_update(
 
     def part(elements: slice) -> None:
         w, g, *velocity = (a[elements] for a in flat)
-        plain("momentum_update")(w, g, velocity[0] if velocity else None, rate, momentum, nesterov, decay)
+        v = velocity[0] if velocity else None
+        if v is None or nesterov or decay:
+            plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
+            return
+        for start in range(0, w.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            add_scaled(g[block], v[block], keep=momentum)
+            add_scaled(v[block], w[block], -rate)
 
     each(part, spans(w.size, PART))
+
+
+def factored_update(
+    w: np.ndarray,
+    x: np.ndarray,
+    gy: np.ndarray,
+    v: np.ndarray | None,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    decay: float,
+) -> None:
+    """Update w and v in place with the gradient x^T gy, some rows at a time."""
+
+    def part(rows: slice) -> None:
+        if v is None or nesterov or decay:
+            velocity = None if v is None else v[rows]
+            plain("momentum_update")(w[rows], x[:, rows].T @ gy, velocity, rate, momentum, nesterov, decay)
+        else:
+            add_product(x[:, rows].T, gy, v[rows], keep=momentum)
+            add_scaled(v[rows], w[rows], -rate)
+
+    each(part, spans(len(w), max(1, PART // w.shape[1])))

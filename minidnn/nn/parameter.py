@@ -9,9 +9,12 @@ the numbers do not depend on how the model is split.
 import numpy as np
 
 from minidnn.backend import to_device
+from minidnn.factors import Factors
 from minidnn.nn.init import Initializer, zeros
 from minidnn.random import rng
 from minidnn.tensor import Tensor
+
+_grad = Tensor.grad  # the slot: `Parameter` puts a property of this name over it
 
 
 class Variable(Tensor):
@@ -94,7 +97,17 @@ class Variable(Tensor):
 
 
 class Parameter(Variable):
-    """A value that is trained. ``decay``: whether weight decay applies to it."""
+    """A value that is trained.
+
+    Attributes
+    ----------
+    decay : bool
+        Whether weight decay applies to it.
+    factors : Factors or None
+        The gradient of a large matrix as the factors of a product that nobody has needed so far.
+    """
+
+    factors: Factors | None
 
     def __init__(
         self,
@@ -105,6 +118,27 @@ class Parameter(Variable):
     ) -> None:
         super().__init__(full_shape, init, slices, requires_grad=True)
         self.decay = decay
+
+    @property
+    def grad(self):
+        """The gradient, or None. Where it was left as factors, they are multiplied now."""
+        if self.factors is not None:
+            self.grad = self.factors.product()
+        return _grad.__get__(self)
+
+    @grad.setter
+    def grad(self, gradient) -> None:
+        self.factors = None
+        _grad.__set__(self, gradient)
+
+    def add_factors(self, factors: Factors) -> None:
+        """Add a gradient that is left as factors for now; several are joined while that is worth it."""
+        if self.factors is not None and (joined := self.factors.joined(factors)).worthwhile:
+            self.factors = joined
+        elif self.grad is not None:
+            self.grad += factors.product()
+        else:
+            self.factors = factors
 
     def shard(self, axis: int, start: int, stop: int) -> "Parameter":
         """As `Variable.shard`; the part keeps ``decay``."""

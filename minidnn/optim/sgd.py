@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from minidnn.backend import array_module, to_device
+from minidnn.factors import Factors
 from minidnn.optim.schedules import Schedule
-from minidnn.optim.update import momentum_update
+from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor
 
 _OPTIONS = ("lr", "momentum", "nesterov", "weight_decay", "decay", "schedule")
@@ -100,21 +101,26 @@ class SGD:
         """
         rate, options = self.learning_rate(group), self.groups[group]
         for parameter in options["params"]:
-            if parameter.grad is None:
+            factors = getattr(parameter, "factors", None)
+            gradient = parameter.grad if factors is None else factors
+            if gradient is None:
                 continue
-            if parameter.grad.shape != parameter.data.shape:
+            if gradient.shape != parameter.data.shape:
                 raise ValueError(
-                    f"{parameter.name or 'parameter'}: gradient of shape {parameter.grad.shape}, "
+                    f"{parameter.name or 'parameter'}: gradient of shape {gradient.shape}, "
                     f"expected {parameter.data.shape}"
                 )
-            self._update(parameter, rate, options)
+            self._update(parameter, gradient, rate, options)
             parameter.version += 1
 
-    def _update(self, parameter: Tensor, rate: float, options: Mapping[str, Any]) -> None:
+    def _update(self, parameter: Tensor, g: Any, rate: float, options: Mapping[str, Any]) -> None:
         decay = options["weight_decay"] if getattr(parameter, "decay", True) else 0.0
         velocity = self._velocity_of(parameter) if options["momentum"] else None
-        arrays = parameter.data, parameter.grad, velocity
-        momentum_update(*arrays, rate, options["momentum"], options["nesterov"], decay)
+        rule = rate, options["momentum"], options["nesterov"], decay
+        if isinstance(g, Factors):
+            factored_update(parameter.data, g.x, g.gy, velocity, *rule)
+        else:
+            momentum_update(parameter.data, g, velocity, *rule)
 
     def _velocity_of(self, parameter: Tensor) -> Any:
         if id(parameter) not in self._velocity:

@@ -42,6 +42,14 @@ def momentum_update(
         xp.subtract(w, a, out=w)
 
 
+@kernel
+def factored_update(
+    w: Any, x: Any, gy: Any, v: Any, rate: float, momentum: float, nesterov: bool, decay: float
+) -> None:
+    """`momentum_update` with g = x^T gy"""
+    momentum_update(w, x.T @ gy, v, rate, momentum, nesterov, decay)
+
+
 def _blocks(arrays: Sequence[Any], limit: int) -> Iterator[Sequence[Any]]:
     """The same parts of all arrays, views of at most ``limit`` elements that together cover them."""
     if all(array.flags.c_contiguous for array in arrays):
