@@ -64,6 +64,7 @@ def _add_delegated(add: Callable) -> None:
     from .comm import explain
     from .data import command as data
     from .report import commands as report
+    from .report import profile
 
     add(
         "collective",
@@ -76,6 +77,17 @@ def _add_delegated(add: Callable) -> None:
         "trace", "show a recorded run: tables, timeline, report", report.add_trace_arguments, report.run_trace
     )
     add("compare", "compare recorded runs side by side", report.add_compare_arguments, report.run_compare)
+
+    def profile_options(p: argparse.ArgumentParser) -> None:
+        _model_options(p)
+        profile.add_arguments(p)
+
+    add(
+        "profile",
+        "time each layer of a training step, and compare with the machine's peak",
+        profile_options,
+        lambda args: profile.run(args, _build_model(args)),
+    )
 
     def graph_options(p: argparse.ArgumentParser) -> None:
         _plan_options(p)
