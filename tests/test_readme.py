@@ -21,7 +21,12 @@ COMMANDS = [
 
 
 def run(*command, folder):
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1", "HOME": str(folder)}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HOME": str(folder),
+    }
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, env=environment)
 
 

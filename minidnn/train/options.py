@@ -80,7 +80,9 @@ def _training_options(g) -> None:
     g.add_argument(
         "--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none"
     )
-    g.add_argument("--lr", type=float, default=0.005, help="default 0.005; the thesis has 0.01, without momentum")
+    g.add_argument(
+        "--lr", type=float, default=0.005, help="default 0.005; the thesis has 0.01, without momentum"
+    )
     g.add_argument(
         "--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate"
     )
