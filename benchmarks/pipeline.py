@@ -76,7 +76,7 @@ def measure(schedule: str, stages: int, chunks: int, seconds: float, steps: int)
     return threads.run(stages, main)[0]
 
 
-def run(seconds: float = 0.02, steps: int = 5, quick: bool = False) -> str:
+def run(seconds: float = 0.06, steps: int = 5, quick: bool = False) -> str:
     """The table."""
     rows = []
     if quick:
@@ -101,7 +101,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=0.02)
+    parser.add_argument("--seconds", type=float, default=0.06)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="little work, to see that it runs")
     arguments = parser.parse_args()

@@ -2,8 +2,9 @@
 
 NumPy's BLAS starts one thread per core in every process.  With several ranks on a machine that is ranks x
 cores threads, and MPI ranks that wait keep their core busy: steps become up to 70 times slower.  So the
-number is set to cores // (ranks on this machine), before NumPy is imported and its pool is made.  Setting
-``OPENBLAS_NUM_THREADS`` or another of :data:`VARIABLES` oneself takes precedence.
+number is set to cores // (ranks on this machine): in the environment where NumPy is yet to be imported, else
+in the BLAS that it has loaded.  Setting ``OPENBLAS_NUM_THREADS`` or another of :data:`VARIABLES` oneself takes
+precedence.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def local_ranks() -> int:
 
 
 def limit_blas_threads() -> str:
-    """Set the number of BLAS threads for this rank; call it before NumPy is imported.
+    """Set the number of BLAS threads for this rank.
 
     Returns
     -------
@@ -57,8 +58,11 @@ def limit_blas_threads() -> str:
         # Nothing to set: it is the default, and a variable set here would pass for the user's in child
         # processes.
         return f"{share} BLAS threads (all cores)"
-    if "numpy" in sys.modules:
-        return f"BLAS threads not limited: NumPy was imported before minidnn; set {VARIABLES[0]}={share}"
+    if "numpy" in sys.modules:  # it has read the variables already: tell its BLAS, if it can be told
+        from .backend import blas
+
+        if not blas.set_threads(share):
+            return f"BLAS threads not limited: NumPy was imported before minidnn; set {VARIABLES[0]}={share}"
     for name in VARIABLES:
         os.environ[name] = str(share)
     return f"{share} BLAS threads a rank ({cores()} cores, {ranks} ranks)"

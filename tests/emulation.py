@@ -38,11 +38,11 @@ def folder_or_skip() -> Path:
         pytest.fail("; ".join(missing))
     if missing:
         pytest.skip("; ".join(missing))
-    # Compiled kernels are kept for the next run. Subprocesses inherit where; the runtime itself is built here,
+    # Compiled kernels are kept for the next run. Subprocesses inherit where; what all kernels share is built here,
     # by one process, since several that begin at once would write the same files.
     for name in ("FAKECUDA_BUILD", "CUDA_CPU_CACHE"):
         os.environ.setdefault(name, str(cache_folder() / "emulation"))
-    run("import fakecuda; fakecuda.install(); import cupy; cupy.zeros(1).get()", timeout=120)
+    run("import fakecuda; fakecuda.install(); import cupy; (cupy.zeros(1) + 1).get()", timeout=120)
     return FOLDER
 
 

@@ -33,14 +33,14 @@ def compare(found):
     assert len(set(ours)) == len(ours)  # it did train
 
 
-def test_lenet_trains_as_on_numpy(emulated):
-    compare(emulated("lenet"))
-
-
 def test_every_operation(emulated):
     found = emulated("operations")
     assert len(found) > 100
     assert {name: d for name, d in found.items() if not d < TOLERANCE} == {}
+
+
+def test_lenet_trains_as_on_numpy(emulated):
+    compare(emulated("lenet"))
 
 
 def test_strategies_on_two_ranks(emulated):

@@ -116,3 +116,24 @@ def test_blas_threads_are_shared_out_before_numpy_starts_them():
     assert len(run.stdout.splitlines()) == 2, run.stderr
     kept = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": "5"})
     assert kept.stdout.count("5 BLAS threads (OPENBLAS_NUM_THREADS)") == 2
+
+
+def test_blas_threads_are_shared_out_when_numpy_is_there_already():
+    program = """
+        import os
+        import numpy
+        from minidnn import _blas
+        from minidnn.backend import blas
+        os.write(1, f"{_blas.STATUS}; {blas.get_threads()} of {_blas.cores()}\\n".encode())
+    """
+    run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
+    assert len(run.stdout.splitlines()) == 2, run.stderr
+    for line in run.stdout.splitlines():
+        said, found = line.split("; ")
+        threads, _, cores = found.partition(" of ")
+        if threads == "None":  # a BLAS that cannot be told
+            assert said.startswith("BLAS threads not limited")
+        else:
+            assert int(threads) == max(1, int(cores) // 2) and said.startswith(
+                f"{threads} BLAS threads a rank"
+            )

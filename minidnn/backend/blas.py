@@ -112,6 +112,14 @@ def get_threads() -> int | None:
     return functions[0]() if functions else None
 
 
+def set_threads(n: int) -> bool:
+    """Let products use `n` threads from now on; False if that cannot be set."""
+    functions = _functions()
+    if functions is not None:
+        functions[1](n)
+    return functions is not None
+
+
 class _SingleThreaded(contextlib.AbstractContextManager):
     """While any thread is inside, products are single-threaded; then the number is what it was."""
 

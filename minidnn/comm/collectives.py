@@ -7,7 +7,8 @@ Every function can be called three ways::
     y = pending.wait()
     comm.start(all_reduce.steps(comm, x, "ring"))       # the same, with the generator in sight
 
-The caller's arrays are never changed (but for ``all_reduce_inplace``), and may be of any dtype and layout.
+The caller's arrays are never changed (but by the forms called ``..._inplace``), and may be of any dtype and
+layout.
 ``counts`` are elements of the flat buffer; :mod:`.axes` has the forms that split an axis.
 
 An all_reduce leaves the same bits on every rank, whatever the algorithm: a chunk is summed at one place and
@@ -77,15 +78,26 @@ def _blocks(comm, op, counts, size) -> tuple[int, ...]:
     return counts
 
 
+def _own_block(comm, op, counts, size) -> tuple[tuple[int, ...], int]:
+    """The counts, checked, and where this rank's block begins."""
+    counts = _blocks(comm, op, counts, size)
+    return counts, sum(counts[: comm.rank])
+
+
+def _check_flat(op, flat) -> None:
+    """What works in place needs the caller's own memory, in order."""
+    check_array(op, flat)
+    if flat.ndim != 1 or not flat.flags.c_contiguous:
+        raise ValueError(f"{op} needs a flat contiguous array, got shape {flat.shape}")
+
+
 # -- the collectives
 
 
 @Collective
 def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
     """Replace a flat contiguous array by its sum over all ranks."""
-    check_array("all_reduce_inplace", flat)
-    if flat.ndim != 1 or not flat.flags.c_contiguous:
-        raise ValueError(f"all_reduce_inplace needs a flat contiguous array, got shape {flat.shape}")
+    _check_flat("all_reduce_inplace", flat)
     if algorithm == "auto":
         algorithm = tuning.choose(comm.size, flat.nbytes, comm.engine.link, comm.nodes)
     if comm.size == 1:
@@ -110,14 +122,35 @@ def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
 
 
 @Collective
+def reduce_scatter_inplace(
+    comm: Communicator, flat, counts: Sequence[int] | None = None, algorithm: str = "ring"
+):
+    """Replace block r of a flat contiguous array on rank r by its sum over all ranks; what is left of the other
+    blocks means nothing. Returns a view of the own block."""
+    _check_flat("reduce_scatter_inplace", flat)
+    counts, start = _own_block(comm, "reduce_scatter", counts, flat.size)
+    yield from _run(comm, "reduce_scatter", algorithm, counts, flat)
+    return flat[start : start + counts[comm.rank]]
+
+
+@Collective
 def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
     """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the block sizes (default: even)."""
     check_array("reduce_scatter", x)
-    counts = _blocks(comm, "reduce_scatter", counts, x.size)
-    work, start = _copy(x), sum(counts[: comm.rank])
-    yield from _run(comm, "reduce_scatter", algorithm, counts, work)
+    own = yield from reduce_scatter_inplace.steps(comm, _copy(x), counts, algorithm)
     # a copy, so that the other blocks' memory is let go
-    return work[start : start + counts[comm.rank]].copy() if comm.size > 1 else work
+    return own.copy() if comm.size > 1 else own
+
+
+@Collective
+def all_gather_inplace(
+    comm: Communicator, flat, counts: Sequence[int] | None = None, algorithm: str = "ring"
+):
+    """Fill a flat contiguous array, of which rank r has written block r, with the blocks of all ranks."""
+    _check_flat("all_gather_inplace", flat)
+    counts, _ = _own_block(comm, "all_gather", counts, flat.size)
+    yield from _run(comm, "all_gather", algorithm, counts, flat)
+    return flat
 
 
 @Collective
@@ -130,7 +163,7 @@ def all_gather(comm: Communicator, x, counts: Sequence[int] | None = None, algor
         raise ValueError(f"all_gather: rank {comm.rank} brings {x.size} elements, counts {counts}")
     work = array_module(x).empty(sum(counts), x.dtype)
     work[start:stop] = x.reshape(-1)
-    yield from _run(comm, "all_gather", algorithm, counts, work)
+    yield from all_gather_inplace.steps(comm, work, counts, algorithm)
     return work
 
 

@@ -76,7 +76,7 @@ class BucketSum:
                 p.grad = p.grad_buffer
         with self._scope("gradient sync", "replicated weights"):
             if self.bucket.sharded:
-                steps = collectives.reduce_scatter.steps(
+                steps = collectives.reduce_scatter_inplace.steps(
                     self.comm, self.gradients, self.counts, self.algorithms.reduce_scatter
                 )
             else:
@@ -99,10 +99,7 @@ class BucketSum:
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
         with self._scope("update", "sharded momentum"):
-            own = self.weights[self.start : self.start + self.counts[self.comm.rank]]
-            self.weights[...] = collectives.all_gather(
-                self.comm, own, self.counts, self.algorithms.all_gather
-            )
+            collectives.all_gather_inplace(self.comm, self.weights, self.counts, self.algorithms.all_gather)
         for p in self.parameters:
             p.version += 1
             p.grad = None
