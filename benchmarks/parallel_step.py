@@ -98,7 +98,8 @@ def two_ranks(quick: bool) -> str:
 def oversubscribed(quick: bool) -> str:
     """Four ranks against two."""
     rows = []
-    for name, (strategy, parallel) in list(STRATEGIES.items())[-1 if quick else 0 :]:
+    sharded = {"data parallel, sharded momentum": ("data", {"sharded_momentum": True, "bucket_mib": 8.0})}
+    for name, (strategy, parallel) in list((sharded | STRATEGIES).items())[-1 if quick else 0 :]:
         work = job(56, strategy, parallel, quick)
         makers = {str(ranks): partial(Worker, "executor", work, None, ranks) for ranks in (2, 4)}
         with ExitStack() as stack:
