@@ -5,7 +5,7 @@ that prepare the next batch and, with more ranks than cores, from the very rank 
 waiting here means testing: for 2 ms with no more than an offer of the core to others in between (sched_yield
 comes back at once where nobody wants it), then with sleeps from 20 microseconds to a millisecond.  Messages that
 come at once are as fast as MPI's own wait makes them, and with more ranks than cores a large message, which
-takes several handshakes, does not pay a sleep for each (1 MiB summed over 4 ranks on 2 cores: 9 ms without
+takes several handshakes, does not pay a sleep for each (1 MiB summed directly over 4 ranks on 2 cores: 9 ms without
 the yielding, 1 ms with it).
 
 Device arrays.  The MPI libraries on PyPI cannot read device memory, and one that cannot dies when it is
