@@ -78,12 +78,6 @@ def _blocks(comm, op, counts, size) -> tuple[int, ...]:
     return counts
 
 
-def _own_block(comm, op, counts, size) -> tuple[tuple[int, ...], int]:
-    """The counts, checked, and where this rank's block begins."""
-    counts = _blocks(comm, op, counts, size)
-    return counts, sum(counts[: comm.rank])
-
-
 def _check_flat(op, flat) -> None:
     """What works in place needs the caller's own memory, in order."""
     check_array(op, flat)
@@ -128,7 +122,8 @@ def reduce_scatter_inplace(
     """Replace block r of a flat contiguous array on rank r by its sum over all ranks; what is left of the other
     blocks means nothing. Returns a view of the own block."""
     _check_flat("reduce_scatter_inplace", flat)
-    counts, start = _own_block(comm, "reduce_scatter", counts, flat.size)
+    counts = _blocks(comm, "reduce_scatter", counts, flat.size)
+    start = sum(counts[: comm.rank])
     yield from _run(comm, "reduce_scatter", algorithm, counts, flat)
     return flat[start : start + counts[comm.rank]]
 
@@ -148,7 +143,7 @@ def all_gather_inplace(
 ):
     """Fill a flat contiguous array, of which rank r has written block r, with the blocks of all ranks."""
     _check_flat("all_gather_inplace", flat)
-    counts, _ = _own_block(comm, "all_gather", counts, flat.size)
+    counts = _blocks(comm, "all_gather", counts, flat.size)
     yield from _run(comm, "all_gather", algorithm, counts, flat)
     return flat
 

@@ -45,14 +45,14 @@ class BucketSum:
         dtype = self.gradients.dtype
         self.weights = xp.empty(self.bucket.elements, dtype)
         self.counts = split_counts(self.bucket.elements, self.comm.size)
-        self.start = sum(self.counts[: self.comm.rank])
-        stop = self.start + self.counts[self.comm.rank]
+        start = sum(self.counts[: self.comm.rank])
+        stop = start + self.counts[self.comm.rank]
         self.pieces: list[Tensor] = []
         for p, first in zip(self.parameters, edges, strict=False):
             part = self.weights[first : first + p.size]
             part[...] = p.data.reshape(-1)
             p.data = part.reshape(p.shape)
-            low, high = max(first, self.start), min(first + p.size, stop)
+            low, high = max(first, start), min(first + p.size, stop)
             if low < high:
                 piece = Parameter((high - low,), decay=p.decay)
                 piece.name = f"{p.name}[{low - first}:{high - first}]"
