@@ -133,6 +133,7 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sharded-momentum", action="store_true")
     p.add_argument("--scheme", default="a", help="of owt: a, b or c")
     p.add_argument("--fc-update", default="once", help="of owt: once or each")
+    p.add_argument("--fc-gradients", default="sum", help="of replicated linear weights: sum or factors")
     p.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs")
     p.add_argument("--micro-batches", type=int, default=1)
     p.add_argument("--schedule", default="1f1b", help="of layer_split: naive, gpipe, 1f1b or zb-h1")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.backend import kernels
+from minidnn.backend import array_module, kernels
 from minidnn.functional.linear import product_weight_gradient
 
 LEAST = 1 << 18  # elements of a gradient that is worth it
@@ -40,7 +40,8 @@ class Factors:
 
     def joined(self, other: "Factors") -> "Factors":
         """The sum of two: rows below rows."""
-        return Factors(np.concatenate((self.x, other.x)), np.concatenate((self.gy, other.gy)))
+        xp = array_module(self.x)
+        return Factors(xp.concatenate((self.x, other.x)), xp.concatenate((self.gy, other.gy)))
 
     @property
     def worthwhile(self) -> bool:
@@ -52,8 +53,10 @@ def may_stay_factored(leaf: Any, x: Any, gy: Any) -> bool:
     """Whether the gradient x^T gy of `leaf` may be left as factors.
 
     The leaf must be one that can hold them (a `Parameter`) and has no buffer where its gradient is expected,
-    such as that of a bucket that is summed over ranks.
+    such as that of a bucket that is summed over ranks. One whose factors are exchanged needs them in any case.
     """
+    if getattr(leaf, "exchange_factors", False):
+        return True
     return (
         type(gy) is np.ndarray
         and x.shape[1] * gy.shape[1] >= LEAST

@@ -21,6 +21,7 @@ CASES = {
     "data": ("data", {}),
     "data-naive": ("data", {"bucket_mib": 0, "all_reduce": "tree"}),
     "data-sharded": ("data", {"sharded_momentum": True}),
+    "data-factors": ("data", {"fc_gradients": "factors"}),
     "layer-split": ("layer_split", {"micro_batches": 2}),
     "owt-a": ("owt", {}),
     "owt-b": ("owt", {"scheme": "b"}),

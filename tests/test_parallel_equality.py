@@ -6,6 +6,7 @@ from parallel_cases import assert_equals_one_process
 from minidnn.comm.algorithms import ALGORITHMS
 
 TINY = 1e-4  # MiB: a bucket of 13 float64 numbers
+FACTORS = {"fc_gradients": "factors"}
 
 # One line a case: a name, the strategy, its options.
 BASIC = {
@@ -25,6 +26,14 @@ VARIANTS = {
     "data, sharded momentum in tiny buckets": ("data", {"sharded_momentum": True, "bucket_mib": TINY}),
     "data, micro-batches": ("data", {"micro_batches": 2}),
     "data, micro-batches, naive sums": ("data", {"micro_batches": 2, "bucket_mib": 0}),
+    "data, factors": ("data", FACTORS),
+    "data, factors, tiny buckets": ("data", FACTORS | {"bucket_mib": TINY}),
+    "data, factors, naive": ("data", FACTORS | {"bucket_mib": 0, "micro_batches": 2}),
+    "data, factors, sharded momentum": ("data", FACTORS | {"sharded_momentum": True}),
+    "data, factors, sharded momentum, micro-batches": (
+        *("data",),
+        FACTORS | {"sharded_momentum": True, "micro_batches": 3, "all_reduce": "direct"},
+    ),
     "layer split, whole batch": ("layer_split", {}),
     "layer split, naive": ("layer_split", {"micro_batches": 4, "schedule": "naive"}),
     "layer split, gpipe": ("layer_split", {"micro_batches": 4, "schedule": "gpipe"}),
@@ -34,6 +43,7 @@ VARIANTS = {
     "owt b, pairs": ("owt", {"fc_pairs": True, "scheme": "b"}),
     "owt c, pairs": ("owt", {"fc_pairs": True, "scheme": "c"}),
     "owt a, sharded momentum": ("owt", {"sharded_momentum": True}),
+    "owt c, pairs, factors": ("owt", FACTORS | {"fc_pairs": True, "scheme": "c"}),
     "owt c, naive sums": ("owt", {"scheme": "c", "bucket_mib": 0}),
     "tensor, micro-batches": ("tensor", {"micro_batches": 2}),
     "alexnet2012, micro-batches": ("alexnet2012", {"micro_batches": 2}),
@@ -45,6 +55,12 @@ GRIDS = {
     "hybrid 2 x 2, pairs b": (4, "hybrid", {"fc_pairs": True, "scheme": "b"}),
     "hybrid 2 x 2, sharded momentum": (4, "hybrid", {"sharded_momentum": True, "bucket_mib": TINY}),
     "hybrid 2 x 2, naive sums": (4, "hybrid", {"scheme": "c", "bucket_mib": 0}),
+    "hybrid 2 x 2, factors": (4, "hybrid", FACTORS),
+    "hybrid 2 x 2 b, factors, sharded momentum": (
+        *(4, "hybrid"),
+        FACTORS | {"scheme": "b", "sharded_momentum": True},
+    ),
+    "hybrid 2 x 2, pairs c, factors": (4, "hybrid", FACTORS | {"fc_pairs": True, "scheme": "c"}),
     "hybrid 3 x 2": (6, "hybrid", {"dp": 3}),
     "hybrid 2 x 3 c": (6, "hybrid", {"dp": 2, "scheme": "c"}),
     "hybrid 4 x 1: data parallel": (4, "hybrid", {"dp": 4}),
@@ -139,7 +155,9 @@ def test_last_batch_is_smaller(name, last):
 
 @pytest.mark.parametrize("last", [3, 1])
 @pytest.mark.parametrize(
-    "options", [{"sharded_momentum": True}, {"bucket_mib": 0}, {"micro_batches": 4}], ids=str
+    "options",
+    [{"sharded_momentum": True}, {"bucket_mib": 0}, {"micro_batches": 4}, FACTORS],
+    ids=str,
 )
 def test_last_batch_is_smaller_with_options(options, last):
     assert_equals_one_process("all", "data", 4, last=last, options=options)

@@ -64,6 +64,12 @@ CASES = {
     "data, tree, naive sums": (3, "skips", "data", {"all_reduce": "tree", "bucket_mib": 0}),
     "data, doubling": (2, "plain", "data", {"all_reduce": "doubling"}),
     "data, sharded momentum": (3, "all", "data", {"sharded_momentum": True, "bucket_mib": TINY}),
+    "data, factors, micro-batches": (3, "all", "data", {"fc_gradients": "factors", "micro_batches": 2}),
+    "data, factors, sharded momentum": (
+        *(2, "skips", "data"),
+        {"fc_gradients": "factors", "sharded_momentum": True},
+    ),
+    "hybrid, factors": (4, "all", "hybrid", {"fc_gradients": "factors", "fc_pairs": True}),
     "layer split": (2, "all", "layer_split", {"micro_batches": 3}),
     "layer split, zb-h1": (3, "dropout", "layer_split", {"micro_batches": 4, "schedule": "zb-h1"}),
     "layer split, skips": (3, "long skips", "layer_split", {"micro_batches": 2}),

@@ -1,7 +1,7 @@
 """The momentum update on all cores; of a gradient in factors, without ever holding the gradient.
 
-Plain momentum is two additions of vectors, v <- momentum v + g and w <- w - rate v, each a pass over a block in
-the cache. With a gradient in factors the first one is a matrix product added to v.
+Momentum is two or three additions of vectors, v <- momentum v + g, v <- v + decay w and w <- w - rate v, each a pass
+over a part in the cache. With a gradient in factors the first one is a matrix product added to v.
 """
 
 import numpy as np
@@ -11,8 +11,7 @@ from minidnn.backend.kernels import plain
 from minidnn.backend.pool import each, spans
 
 SMALL = 1 << 17  # elements that are not worth more than one thread
-PART = 1 << 18  # elements a thread works on at a time
-BLOCK = 1 << 16  # of them in the cache
+PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
 
 
 def momentum_update(
@@ -34,13 +33,11 @@ def momentum_update(
     def part(elements: slice) -> None:
         w, g, *velocity = (a[elements] for a in flat)
         v = velocity[0] if velocity else None
-        if v is None or nesterov or decay:
+        if v is None or nesterov:
             plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
             return
-        for start in range(0, w.size, BLOCK):
-            block = slice(start, start + BLOCK)
-            add_scaled(g[block], v[block], keep=momentum)
-            add_scaled(v[block], w[block], -rate)
+        add_scaled(g, v, keep=momentum)
+        _step(w, v, rate, decay)
 
     each(part, spans(w.size, PART))
 
@@ -58,11 +55,18 @@ def factored_update(
     """Update w and v in place with the gradient x^T gy, some rows at a time."""
 
     def part(rows: slice) -> None:
-        if v is None or nesterov or decay:
+        if v is None or nesterov:
             velocity = None if v is None else v[rows]
             plain("momentum_update")(w[rows], x[:, rows].T @ gy, velocity, rate, momentum, nesterov, decay)
         else:
             add_product(x[:, rows].T, gy, v[rows], keep=momentum)
-            add_scaled(v[rows], w[rows], -rate)
+            _step(w[rows], v[rows], rate, decay)
 
     each(part, spans(len(w), max(1, PART // w.shape[1])))
+
+
+def _step(w: np.ndarray, v: np.ndarray, rate: float, decay: float) -> None:
+    """v <- v + decay w;  w <- w - rate v"""
+    if decay:
+        add_scaled(w, v, decay)
+    add_scaled(v, w, -rate)

@@ -105,9 +105,12 @@ class Parameter(Variable):
         Whether weight decay applies to it.
     factors : Factors or None
         The gradient of a large matrix as the factors of a product that nobody has needed so far.
+    exchange_factors : bool
+        Whether the gradient of this matrix, however small, stays factors, for other ranks to have.
     """
 
     factors: Factors | None
+    exchange_factors = False
 
     def __init__(
         self,
@@ -133,7 +136,8 @@ class Parameter(Variable):
 
     def add_factors(self, factors: Factors) -> None:
         """Add a gradient that is left as factors for now; several are joined while that is worth it."""
-        if self.factors is not None and (joined := self.factors.joined(factors)).worthwhile:
+        joined = None if self.factors is None else self.factors.joined(factors)
+        if joined is not None and (self.exchange_factors or joined.worthwhile):
             self.factors = joined
         elif self.grad is not None:
             self.grad += factors.product()

@@ -45,11 +45,15 @@ def lower_bound(plan: Plan, rank: int) -> int:
 
     Summing n bytes over p ranks, with the sum on all of them, takes 2 (p - 1)/p n bytes sent by each
     rank on average (Patarasuk and Yuan 2009, sec. 2); a rank that gets away with less makes another send more.
+    Gathering n bytes takes (p - 1)/p n.
     """
     total = 0.0
     for bucket in plan.buckets[rank]:
         p = len(plan.group(bucket.group, rank))
-        total += 2 * (p - 1) / p * bucket.elements * plan.dtype.itemsize
+        elements = sum(bucket.factor_counts) if bucket.matrix else 2 * bucket.elements
+        if bucket.matrix and bucket.sharded:
+            elements += bucket.elements  # the updated weights
+        total += (p - 1) / p * elements * plan.dtype.itemsize
     return round(total)
 
 

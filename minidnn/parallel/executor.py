@@ -21,7 +21,7 @@ from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .boundaries import Boundaries
 from .fingerprint import check_same
-from .gradients import BucketSum, GradientSync
+from .gradients import BucketSum, FactorExchange, GradientSync
 from .messages import METRICS_ALGORITHM
 from .per_rank import forward_only
 from .plan import Plan
@@ -107,8 +107,8 @@ class Executor:
         self.row = comm if grid.dp == 1 else comm.split(rank // grid.mp, rank)
         self.column = comm.split(rank % grid.mp, rank) if grid.dp > 1 else None
         self.replica = Replica(self.plan, rank, seed, xp, self.group)
-        sums = [
-            BucketSum(
+        buckets = [
+            (FactorExchange if b.matrix else BucketSum)(
                 b,
                 [self.replica.parameters[n] for n in b.names],
                 self.group(b.group),
@@ -117,7 +117,7 @@ class Executor:
             )
             for b in self.plan.buckets[rank]
         ]
-        self.sync = GradientSync(sums, overlap=self.options.bucket_mib > 0)
+        self.sync = GradientSync(buckets, overlap=self.options.bucket_mib > 0)
         self.segments = Segments(comm, self.row, self.replica, self.sync, self.shape, self.dtype, xp)
         self.boundaries = Boundaries(self.row, self.dtype, xp)
         self.groups = {name: self._update_parameters(name) for name in dict.fromkeys(strategy.update_groups)}
@@ -155,12 +155,12 @@ class Executor:
             if self.strategy.update_groups[segment.index] == name:
                 found += [p for layer in segment.layers for p in self.replica.parameters_of(layer.name)]
         pieces: list[Tensor] = []
-        for s in self.sync.sums.values():
-            if s.bucket.sharded:
-                own = {id(p) for p in s.parameters}
+        for b in self.sync.buckets.values():
+            if b.bucket.sharded:
+                own = {id(p) for p in b.parameters}
                 if any(id(p) in own for p in found):
                     found = [p for p in found if id(p) not in own]
-                    pieces += s.pieces
+                    pieces += b.pieces
         return found + pieces
 
     # -- steps ---------------------------------------------------------------------------------------
@@ -183,6 +183,7 @@ class Executor:
         plan = self.plan_for(len(labels), training=True)
         for p in self.replica.parameters.values():
             p.grad = None
+        self.sync.begin(plan, self.comm.rank)
         result = self._run(plan, plan.schedules[self.comm.rank], images, labels, training=True)
         self.optimiser.advance()
         self.iteration += 1

@@ -1,4 +1,4 @@
-"""Summing gradients over ranks, bucket by bucket, while backward still runs.
+"""Bringing gradients together over ranks, bucket by bucket, while backward still runs.
 
 The gradients of a bucket are views of one flat buffer, so its sum needs no copy; a bucket starts when
 its last gradient is ready, always in the order of the buckets, on every rank alike (as PyTorch's
@@ -10,54 +10,71 @@ momentum and updates it, all_gather of the new weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from ..comm import collectives
-from ..comm.algorithms import edges_of, split_counts
+from ..comm.algorithms import edges_of
 from ..comm.communicator import Communicator
 from ..comm.ledger import Scope
+from ..factors import Factors
 from ..nn import Parameter
 from ..tensor import Tensor
-from .plan import Bucket
+from .plan import Bucket, Plan
 from .transfer import Algorithms
 
 
-class BucketSum:
-    """The flat buffer of one bucket, and its sum over a group."""
+class GradientBucket:
+    """Parameters whose gradients come together over a group; `_collective` and `_arrived` say how.
+
+    Attributes
+    ----------
+    pieces : list of Parameter
+        Of a sharded bucket: what this rank's optimiser updates in place of the parameters.
+    missing : set of int
+        Parameters (by id) whose gradients are not final yet.
+    pending : Pending or None
+        The exchange while it is under way.
+    """
 
     def __init__(
         self, bucket: Bucket, parameters: list[Parameter], comm: Communicator, algorithms: Algorithms, xp: Any
     ) -> None:
         self.bucket, self.parameters, self.comm, self.algorithms = bucket, parameters, comm, algorithms
-        dtype = parameters[0].data.dtype
-        self.gradients = xp.zeros(bucket.elements, dtype)
-        edges = edges_of([p.size for p in parameters])
-        for p, start in zip(parameters, edges, strict=False):
-            p.grad_buffer = self.gradients[start : start + p.size].reshape(p.shape)
+        self.dtype, self.xp = parameters[0].data.dtype, xp
         self.missing = {id(p) for p in parameters}
         self.pending = None
+        self.pieces: list[Parameter] = []
         if bucket.sharded:
-            self._shard(edges, xp)
+            self._shard()
 
-    def _shard(self, edges: list[int], xp: Any) -> None:
-        """Put the weights in one flat buffer, too, and make a tensor of each piece of the own shard."""
-        dtype = self.gradients.dtype
-        self.weights = xp.empty(self.bucket.elements, dtype)
-        self.counts = split_counts(self.bucket.elements, self.comm.size)
+    def _shard(self) -> None:
+        """Put the weights in one flat buffer, and make a parameter of each piece of the own shard."""
+        self.weights = self.xp.empty(self.bucket.elements, self.dtype)
+        self.counts = self.bucket.shard_counts(self.comm.size)
         start = sum(self.counts[: self.comm.rank])
         stop = start + self.counts[self.comm.rank]
-        self.pieces: list[Tensor] = []
-        for p, first in zip(self.parameters, edges, strict=False):
+        for p, first in zip(self.parameters, edges_of(self.bucket.sizes), strict=False):
             part = self.weights[first : first + p.size]
             part[...] = p.data.reshape(-1)
             p.data = part.reshape(p.shape)
             low, high = max(first, start), min(first + p.size, stop)
             if low < high:
-                piece = Parameter((high - low,), decay=p.decay)
-                piece.name = f"{p.name}[{low - first}:{high - first}]"
-                piece.data = self.weights[low:high]
-                self.pieces.append(piece)
+                self.pieces.append(self._piece(p, low - first, high - first))
+
+    def _piece(self, p: Parameter, low: int, high: int) -> Parameter:
+        """Elements low to high of a parameter, as one of its own on the same memory."""
+        piece = Parameter((high - low,), decay=p.decay)
+        piece.name, piece.data = f"{p.name}[{low}:{high}]", p.data.reshape(-1)[low:high]
+        return piece
+
+    def _collective(self) -> Generator:
+        """The steps of the exchange; all gradients are there."""
+        raise NotImplementedError
+
+    def _arrived(self, result: Any) -> None:
+        """Put what the exchange came to where the optimiser looks for it."""
+        raise NotImplementedError
 
     def ready(self, leaf: Tensor) -> bool:
         """Note that a gradient is final; True when it was the last one missing."""
@@ -68,33 +85,18 @@ class BucketSum:
         bucket = self.bucket
         return self.comm.ledger.scope(phase=phase, layer=bucket.layer, tensor=bucket.tensor, cause=cause)
 
-    def start_sum(self) -> None:
-        """Post the first messages of the sum."""
-        for p in self.parameters:
-            if p.grad is None:  # no gradient reached it on this rank
-                p.grad_buffer[...] = 0
-                p.grad = p.grad_buffer
+    def start(self) -> None:
+        """Post the first messages of the exchange."""
         with self._scope("gradient sync", "replicated weights"):
-            if self.bucket.sharded:
-                steps = collectives.reduce_scatter_inplace.steps(
-                    self.comm, self.gradients, self.counts, self.algorithms.reduce_scatter
-                )
-            else:
-                steps = collectives.all_reduce_inplace.steps(self.comm, self.gradients, self.bucket.algorithm)
-            self.pending = self.comm.start(steps)
+            self.pending = self.comm.start(self._collective())
 
-    def finish_sum(self) -> None:
+    def finish(self) -> None:
         """Wait until the sum is there."""
         if self.pending is None:
-            self.start_sum()
-        own = self.pending.wait()
-        self.pending = None
+            self.start()
+        result, self.pending = self.pending.wait(), None
         self.missing = {id(p) for p in self.parameters}
-        if self.bucket.sharded:
-            at = 0
-            for piece in self.pieces:
-                piece.grad = own[at : at + piece.size]
-                at += piece.size
+        self._arrived(result)
 
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
@@ -103,6 +105,74 @@ class BucketSum:
         for p in self.parameters:
             p.version += 1
             p.grad = None
+
+
+class BucketSum(GradientBucket):
+    """A flat buffer of gradients, and its sum by all_reduce, or reduce_scatter where it is sharded."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.gradients = self.xp.zeros(self.bucket.elements, self.dtype)
+        for p, start in zip(self.parameters, edges_of(self.bucket.sizes), strict=False):
+            p.grad_buffer = self.gradients[start : start + p.size].reshape(p.shape)
+
+    def _collective(self) -> Generator:
+        for p in self.parameters:
+            if p.grad is None:  # no gradient reached it on this rank
+                p.grad_buffer[...] = 0
+                p.grad = p.grad_buffer
+        if self.bucket.sharded:
+            algorithm = self.algorithms.reduce_scatter
+            return collectives.reduce_scatter_inplace.steps(self.comm, self.gradients, self.counts, algorithm)
+        return collectives.all_reduce_inplace.steps(self.comm, self.gradients, self.bucket.algorithm)
+
+    def _arrived(self, own: Any) -> None:
+        at = 0
+        for piece in self.pieces:
+            piece.grad = own[at : at + piece.size]
+            at += piece.size
+
+
+class FactorExchange(GradientBucket):
+    """One weight matrix (i, o), whose gradient is the sum over ranks of x^T gy        x (n, i)   gy (n, o)
+
+    That sum is the product of all ranks' x, one below the other, and all their gy. So not the gradient is sent,
+    i o numbers, but a row of x and one of gy for each sample, i + o: "sufficient factors" (Xie et al. 2014,
+    arXiv 1409.5705), gathered as in Poseidon (Zhang et al. 2017, arXiv 1706.03292, sec. 3.2). Every rank then
+    multiplies for the whole batch, or, where the bucket is sharded, for the rows of W that it updates.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        (self.weight,) = self.parameters
+        self.weight.exchange_factors = True
+
+    def _piece(self, p: Parameter, low: int, high: int) -> Parameter:
+        """Whole rows of the matrix."""
+        self.rows = slice(low // p.shape[1], high // p.shape[1])
+        piece = Parameter((self.rows.stop - self.rows.start, p.shape[1]), decay=p.decay)
+        piece.name, piece.data = f"{p.name}[{self.rows.start}:{self.rows.stop}]", p.data[self.rows]
+        return piece
+
+    def _collective(self) -> Generator:
+        bucket, own, width = self.bucket, self.weight.factors, sum(self.bucket.matrix)
+        self.gathered = self.xp.empty((sum(bucket.rows), width), self.dtype)
+        start = sum(bucket.rows[: self.comm.rank])
+        block = self.gathered[start : start + bucket.rows[self.comm.rank]]
+        if own is None:  # no gradient reached it on this rank
+            block[...] = 0
+        else:
+            block[:, : len(self.weight.data)], block[:, len(self.weight.data) :] = own.x, own.gy
+        flat, algorithm = self.gathered.reshape(-1), self.algorithms.all_gather
+        return collectives.all_gather_inplace.steps(self.comm, flat, bucket.factor_counts, algorithm)
+
+    def _arrived(self, result: Any) -> None:
+        inputs = len(self.weight.data)
+        x, gy = self.gathered[:, :inputs], self.gathered[:, inputs:]
+        if not self.bucket.sharded:
+            self.weight.factors = Factors(x, gy)
+        for piece in self.pieces:
+            piece.factors = Factors(x[:, self.rows], gy)
 
 
 class GradientSync:
@@ -117,36 +187,41 @@ class GradientSync:
         Start a bucket as soon as it is ready; else only when it is waited for.
     """
 
-    def __init__(self, sums: Iterable[BucketSum], overlap: bool) -> None:
-        self.sums = {s.bucket.index: s for s in sums}
-        self.owner = {id(p): s for s in self.sums.values() for p in s.parameters}
+    def __init__(self, buckets: Iterable[GradientBucket], overlap: bool) -> None:
+        self.buckets = {b.bucket.index: b for b in buckets}
+        self.owner = {id(p): b for b in self.buckets.values() for p in b.parameters}
         self.overlap = overlap
+
+    def begin(self, plan: Plan, rank: int) -> None:
+        """Before a step: with another batch, other rows bring the factors."""
+        for bucket in plan.buckets[rank]:
+            self.buckets[bucket.index].bucket = bucket
 
     def ready(self, leaf: Tensor) -> None:
         """A gradient is final; if it was the last one missing, start its bucket and those that waited for it."""
         owner = self.owner.get(id(leaf))
         if owner is None or not owner.ready(leaf) or not self.overlap:
             return
-        for s in self.sums.values():
-            if s.bucket.update == owner.bucket.update:
-                if s.missing:
+        for b in self.buckets.values():
+            if b.bucket.update == owner.bucket.update:
+                if b.missing:
                     break
-                if s.pending is None:
-                    s.start_sum()
+                if b.pending is None:
+                    b.start()
 
     def reduce(self, index: int) -> None:
         """Wait for the sum of one bucket."""
-        self.sums[index].finish_sum()
+        self.buckets[index].finish()
 
     def settle(self) -> None:
         """See the sums that are under way to their end; the step is given up."""
-        for s in self.sums.values():
-            if s.pending is not None:
-                s.finish_sum()
-            s.missing = {id(p) for p in s.parameters}
+        for b in self.buckets.values():
+            if b.pending is not None:
+                b.finish()
+            b.missing = {id(p) for p in b.parameters}
 
     def share_weights(self, update: str) -> None:
         """all_gather the weights of the sharded buckets of an update group."""
-        for s in self.sums.values():
-            if s.bucket.sharded and s.bucket.update == update:
-                s.share_weights()
+        for b in self.buckets.values():
+            if b.bucket.sharded and b.bucket.update == update:
+                b.share_weights()

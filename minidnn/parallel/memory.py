@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ..comm.algorithms import split_counts
 from .placement import OnRank, Shard
 from .plan import Plan
 from .schedule import peak_activations
@@ -40,11 +39,13 @@ def rank_memory(plan: Plan, rank: int) -> Memory:
     """The memory of `rank` in one step of `plan`, with plain momentum SGD."""
     itemsize, member = plan.dtype.itemsize, rank % plan.grid.mp
     weights = sum(p.size for p in plan.parameters[rank])
-    momenta = weights
+    momenta = gradients = weights
     for bucket in plan.buckets[rank]:
+        group = plan.group(bucket.group, rank)
         if bucket.sharded:
-            group = plan.group(bucket.group, rank)
-            momenta -= bucket.elements - split_counts(bucket.elements, len(group))[group.index(rank)]
+            momenta -= bucket.elements - bucket.shard_counts(len(group))[group.index(rank)]
+        if bucket.matrix:
+            gradients -= bucket.elements - sum(bucket.factor_counts)
     activations = 0
     for segment, chunks in zip(plan.segments, plan.chunks_of(rank), strict=True):
         alive = peak_activations(list(plan.schedules[rank]), segment.index)
@@ -58,4 +59,4 @@ def rank_memory(plan: Plan, rank: int) -> Memory:
                 features = (*features[:-1], layer.local_features(plan.grid.mp, member))
             held += n * prod(features)
         activations += alive * held
-    return Memory(weights * itemsize, weights * itemsize, momenta * itemsize, activations * itemsize)
+    return Memory(*(itemsize * n for n in (weights, gradients, momenta, activations)))

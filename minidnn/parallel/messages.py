@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..comm import algorithms
-from ..comm.algorithms import Move, split_counts
+from ..comm.algorithms import Move
 from ..comm.closed_forms import closed_form
 from .plan import Boundary, Bucket, Chunk, LayerPlan, Message, Plan
 from .schedule import (
@@ -103,13 +103,13 @@ class _Reader:
             yield from self.rounds(rounds, transfer.op, transfer.algorithm, self.row, label)
 
     def gradients(self, bucket: Bucket) -> Iterator[Message]:
-        yield from self.bucket_collective(
-            "reduce_scatter" if bucket.sharded else "all_reduce", bucket, "gradient sync"
-        )
+        yield from self.bucket_collective(bucket.op, bucket, "gradient sync")
 
     def bucket_collective(self, op: str, bucket: Bucket, phase: str) -> Iterator[Message]:
         group = self.plan.group(bucket.group, self.rank)
-        counts = bucket.elements if op == "all_reduce" else split_counts(bucket.elements, len(group))
+        counts = bucket.elements if op == "all_reduce" else bucket.shard_counts(len(group))
+        if bucket.matrix and phase == "gradient sync":
+            counts = bucket.factor_counts
         algorithm = bucket.algorithm if op == "all_reduce" else getattr(self.plan.algorithms, op)
         yield from self.collective(op, algorithm, group, counts, _Label(phase, bucket.layer))
 

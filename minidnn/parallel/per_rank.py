@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
+from .. import nn
 from .placement import Grid, Placement, Replicate, Shard
-from .plan import Bucket, LayerPlan, Parameter, Plan, Segment
+from .plan import Bucket, Chunk, LayerPlan, Parameter, Plan, Segment
 from .schedule import Action, Finish, Forward, Metrics, ReduceGradients, Start, Update
 from .shard import localise, parameter_placement
 from .strategy import Options, Strategy
 
+Chunks = tuple[tuple[tuple[Chunk, ...], ...], ...]  # [row of the grid][segment]
 
-def per_rank(segments: tuple[Segment, ...], strategy: Strategy, options: Options) -> dict:
+
+def per_rank(segments: tuple[Segment, ...], chunks: Chunks, strategy: Strategy, options: Options) -> dict:
     """Parameters, gradient buckets and the completed schedule of every rank."""
     grid = strategy.grid
     parameters: dict[int, tuple] = {}
@@ -24,33 +29,56 @@ def per_rank(segments: tuple[Segment, ...], strategy: Strategy, options: Options
             parameters[rank], buckets[rank] = parameters[member], buckets[member]
             schedules[rank] = schedules[member]
             continue
-        held, reduced = [], {}
+        held, reduced, actions = [], {}, strategy.schedule(member)
+        stepped = {a.group for a in actions if isinstance(a, Update)}  # after every chunk
         for segment in segments:
+            update = strategy.update_groups[segment.index]
+            parts = [row[segment.index] for row in chunks]
+            if options.fc_gradients == "sum" or update in stepped:
+                parts = []
             for plan in segment.layers:
                 own = alike.get(plan.name)
                 if own is None:
-                    own = _held(plan, grid.mp, member)
+                    own = _held(plan, grid, member, parts)
                     if plan.placement in (Shard(0), Replicate()):
                         alike[plan.name] = own
                 if own:
-                    key = (_gradient_group(plan.placement, grid), strategy.update_groups[segment.index])
+                    key = (_gradient_group(plan.placement, grid), update)
                     reduced.setdefault(key, []).extend(own)
                     held += own
         parameters[rank] = tuple(held)
         buckets[rank] = _buckets(reduced, options, grid)
-        schedules[rank] = _complete(strategy, strategy.schedule(member), buckets[rank])
+        schedules[rank] = _complete(strategy, actions, buckets[rank])
     return {"parameters": parameters, "buckets": buckets, "schedules": schedules}
 
 
-def _held(plan: LayerPlan, size: int, member: int) -> list[Parameter]:
-    """What `member` of `size` holds of a layer's parameters."""
+def _held(plan: LayerPlan, grid: Grid, member: int, chunks: list[tuple[Chunk, ...]]) -> list[Parameter]:
+    """What `member` of a model group holds of a layer's parameters.
+
+    `chunks` are the layer's, for each row of the grid; none where gradients are not exchanged as factors.
+    """
     if plan.layer is None:
         return []
-    local = localise(plan.layer, plan.placement, size, member, plan.in_shape)
+    local = localise(plan.layer, plan.placement, grid.mp, member, plan.in_shape)
     if local is None:
         return []
-    lies = parameter_placement(plan.placement)
-    return [Parameter(name, p.shape, p.full_shape, lies) for name, p in local.named_parameters()]
+    lies, rows = parameter_placement(plan.placement), _factor_rows(plan, grid, chunks)
+    return [
+        Parameter(name, p.shape, p.full_shape, lies, rows if p is getattr(local, "W", None) else ())
+        for name, p in local.named_parameters()
+    ]
+
+
+def _factor_rows(plan: LayerPlan, grid: Grid, chunks: list[tuple[Chunk, ...]]) -> tuple[int, ...]:
+    """The rows of x and gy that each member of a linear layer's gradient group has; () for other layers."""
+    group = _gradient_group(plan.placement, grid)
+    if not group or not isinstance(plan.layer, nn.Linear):
+        return ()
+    if group == "world":
+        rows = (sum(c.counts[m] for c in row) for row in chunks for m in range(grid.mp))
+    else:
+        rows = (sum(c.size for c in row) for row in chunks)
+    return tuple(n * prod(plan.in_shape[:-1]) for n in rows)
 
 
 def _gradient_group(placement: Placement, grid: Grid) -> str:
@@ -61,7 +89,11 @@ def _gradient_group(placement: Placement, grid: Grid) -> str:
 
 
 def _buckets(reduced: dict, options: Options, grid: Grid) -> tuple[Bucket, ...]:
-    """Parameters in the order in which backward finishes them, cut where a bucket is full."""
+    """Parameters in the order in which backward finishes them, cut where a bucket is full.
+
+    A weight whose gradient is exchanged as factors is a bucket of its own. Buckets are in the order in which
+    their last gradients are ready.
+    """
     itemsize = np.dtype(options.dtype).itemsize
     buckets: list[Bucket] = []
     for (group, update), parameters in reversed(reduced.items()):
@@ -69,13 +101,17 @@ def _buckets(reduced: dict, options: Options, grid: Grid) -> tuple[Bucket, ...]:
             continue
         runs: list[list[Parameter]] = []
         filled = None
-        for p in reversed(parameters):
+        order = list(reversed(parameters))
+        for p in order:
+            if p.rows:
+                runs.append([p])
+                continue
             if filled is None or filled + p.size * itemsize > options.bucket_bytes:
-                runs.append([])
+                runs.append(summed := [])
                 filled = 0
-            runs[-1].append(p)
+            summed.append(p)
             filled += p.size * itemsize
-        for run in runs:
+        for run in sorted(runs, key=lambda run: order.index(run[-1])):
             elements = sum(p.size for p in run)
             size = len(grid.world(0)) if group == "world" else grid.dp
             buckets.append(
@@ -87,6 +123,8 @@ def _buckets(reduced: dict, options: Options, grid: Grid) -> tuple[Bucket, ...]:
                     sizes=tuple(p.size for p in run),
                     algorithm=options.all_reduce_for(elements * itemsize, size),
                     sharded=options.sharded_momentum,
+                    matrix=run[0].shape if run[0].rows else None,
+                    rows=run[0].rows,
                 )
             )
     return tuple(buckets)

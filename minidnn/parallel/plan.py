@@ -12,8 +12,9 @@ from math import prod
 
 import numpy as np
 
+from ..comm.algorithms import split_counts
 from ..nn import Module
-from .placement import Grid, OnRank, Placement, Shard, bounds
+from .placement import Grid, OnRank, Placement, Shard, bounds, split
 from .schedule import Action
 from .transfer import Algorithms, Transfer
 
@@ -133,7 +134,10 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters whose gradients are summed together, over `group` ("world" or "column")."""
+    """Parameters whose gradients are summed together, over `group` ("world" or "column").
+
+    A weight matrix may be a bucket of its own whose factors are gathered instead: see `FactorExchange`.
+    """
 
     index: int
     group: str
@@ -142,10 +146,30 @@ class Bucket:
     sizes: tuple[int, ...]
     algorithm: str
     sharded: bool = False  # reduce_scatter, update the own shard, all_gather: the 2014 code's momentum
+    matrix: tuple[int, int] | None = None  # (i, o) of a weight matrix whose gradient is exchanged as factors
+    rows: tuple[int, ...] = ()  # of the batch, that each member of the group brings to them
 
     @property
     def elements(self) -> int:
         return sum(self.sizes)
+
+    @property
+    def op(self) -> str:
+        """The collective of the gradients."""
+        if self.matrix:
+            return "all_gather"
+        return "reduce_scatter" if self.sharded else "all_reduce"
+
+    @property
+    def factor_counts(self) -> tuple[int, ...]:
+        """Elements of the factors that each member brings: a row of x (i) and one of gy (o) for each sample."""
+        return tuple(n * sum(self.matrix) for n in self.rows)
+
+    def shard_counts(self, size: int) -> tuple[int, ...]:
+        """Elements of the weights of which each of `size` members updates; of a matrix in factors whole rows."""
+        if self.matrix:
+            return tuple(n * self.matrix[1] for n in split(self.matrix[0], size))
+        return split_counts(self.elements, size)
 
     @property
     def layer(self) -> str:
@@ -187,6 +211,7 @@ class Parameter:
     shape: tuple[int, ...]
     full_shape: tuple[int, ...]
     placement: Placement
+    rows: tuple[int, ...] = ()  # where its gradient is exchanged as factors: see `Bucket.rows`
 
     @property
     def size(self) -> int:

@@ -51,6 +51,7 @@ def make_plan(
         check_batch(strategy, batch)
     segments, boundaries, first = _Builder(model, shape, strategy, options).build()
     row_batches = split(batch, grid.dp)
+    chunks = tuple(_chunks(strategy, rows) for rows in row_batches)
     return Plan(
         model=title,
         strategy=strategy.name,
@@ -60,11 +61,11 @@ def make_plan(
         row_batches=row_batches,
         segments=segments,
         boundaries=boundaries,
-        chunks=tuple(_chunks(strategy, rows) for rows in row_batches),
+        chunks=chunks,
         input_placement=first,
         algorithms=options.algorithms,
         nodes=options.nodes or (0,) * grid.size,
-        **per_rank(segments, strategy, options),
+        **per_rank(segments, chunks, strategy, options),
     )
 
 

@@ -74,6 +74,10 @@ class Options:
         Of a layer split: the cost of each layer to balance by; default its multiplications.
     scheme, fc_update : str
         Of OWT: a, b or c, and "once" or "each" (the fully connected layers step after every chunk).
+    fc_gradients : str
+        How the gradients of replicated fully connected weights come together: "sum" (all_reduce), or
+        "factors" (all_gather of x and gy, whose product is the sum: `FactorExchange`). Layers that step
+        after every chunk are summed all the same.
     fc_pairs : bool
         Of OWT: column/row pairs of fully connected layers in place of columns all through.
     dp : int, optional
@@ -95,6 +99,7 @@ class Options:
     costs: tuple[float, ...] | None = None
     scheme: str = "a"
     fc_update: str = "once"
+    fc_gradients: str = "sum"
     fc_pairs: bool = False
     dp: int | None = None
     link: Link = DEFAULT
@@ -107,6 +112,7 @@ class Options:
         _one_of("--schedule", self.schedule, tuple(PIPELINES))
         _one_of("--scheme", self.scheme, ("a", "b", "c"))
         _one_of("--fc-update", self.fc_update, ("once", "each"))
+        _one_of("--fc-gradients", self.fc_gradients, ("sum", "factors"))
         if self.micro_batches < 1:
             raise InputError(f"--micro-batches {self.micro_batches}: expected 1 or more")
         if not 0 <= self.bucket_mib < inf:

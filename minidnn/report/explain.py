@@ -124,6 +124,8 @@ class _Story:
             return f"this returns the gradient of the forward {moment}"
         if m.phase == "forward":
             return "nothing returns: no gradient flows back, or each rank already has its part of it"
+        if m.phase == "gradient sync" and m.op == "all_gather":
+            return "x and gy of all ranks: x^T gy is the sum of their gradients of the same weights"
         if m.phase == "gradient sync":
             return (
                 "this is the backward of using the same weights on every rank: copies forward, a sum backward"

@@ -81,7 +81,7 @@ def _syncs(plan) -> list[dict]:
     buckets: dict[str, dict] = {}
     for rank in range(plan.size):
         for bucket in plan.buckets[rank]:
-            name = "reduce_scatter, all_gather" if bucket.sharded else "all_reduce"
+            name = f"{bucket.op}, all_gather" if bucket.sharded else bucket.op
             blank = {"kind": "sync", "name": name, "layer": bucket.layer, "groups": []}
             row = buckets.setdefault(bucket.layer, {**blank, "cells": [None] * plan.size})
             row["cells"][rank] = sent[rank].get(bucket.layer)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import to_host
-from ..comm.algorithms import split_counts
 from ..comm.communicator import Communicator
 from ..comm.engine import Note
 from ..comm.ledger import Labels
@@ -100,14 +99,33 @@ class Comparison:
                 return self._transfer(comm, labels, exchange, after, self.reference.gradient(value, after))
         return None
 
-    def _bucket(self, comm: Communicator, labels: Labels, bucket: Bucket) -> Expected:
+    def _bucket(self, comm: Communicator, labels: Labels, bucket: Bucket) -> Expected | None:
+        if bucket.matrix and labels.phase == "gradient sync":
+            return self._factors(bucket)
         turn = self.turns[labels.phase, bucket]  # in one step, where each chunk is an update of its own
         self.turns[labels.phase, bucket] += 1
         parameters, weights = self.executor.replica.parameters, self.reference.weights
         which = 0 if labels.phase == "gradient sync" else 1
         parts = [weights[name][turn][which][parameters[name].slices].reshape(-1) for name in bucket.names]
-        counts = split_counts(bucket.elements, comm.size) if bucket.sharded else bucket.elements
+        counts = bucket.shard_counts(comm.size) if bucket.sharded else bucket.elements
         return Expected(np.concatenate(parts), counts, 0)
+
+    def _factors(self, bucket: Bucket) -> Expected | None:
+        """x and gy of a linear layer, row by row, for all members of the group."""
+        plan, reference = self.reference.plan, self.reference
+        segment, layer = next((s, x) for s in plan.segments for x in s.layers if x.name == bucket.layer)
+        x, gy = reference.values[layer.inputs[0]], reference.gradient(layer.name)
+        if gy is None:
+            return None
+        inputs, outputs = self.executor.replica.parameters[bucket.names[0]].slices
+        blocks = []
+        for rank in plan.group(bucket.group, self.rank):
+            chunks = plan.chunks_of(rank)[segment.index]
+            held = np.concatenate([c.held(layer.placement, rank % plan.grid.mp) for c in chunks])
+            rows = plan.samples(rank)[0] + held
+            pair = [a[rows].reshape(-1, a.shape[-1])[:, part] for a, part in ((x, inputs), (gy, outputs))]
+            blocks.append(np.concatenate(pair, axis=1).reshape(-1))
+        return Expected(np.concatenate(blocks), bucket.factor_counts, 0)
 
     def _transfer(
         self, comm: Communicator, labels: Labels, exchange: Exchange, segment: int, gradient: Any

@@ -109,6 +109,11 @@ def _parallel_options(g, strategy: str | None) -> None:
     g.add_argument("--scheme", default="a", help="of owt: a, b or c")
     g.add_argument("--fc-update", default="once", help="of owt: once, or each chunk")
     g.add_argument(
+        "--fc-gradients",
+        default="sum",
+        help="of replicated fully connected weights: sum them, or gather their factors",
+    )
+    g.add_argument(
         "--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers"
     )
     g.add_argument("--micro-batches", type=int, default=1, metavar="M")
@@ -208,6 +213,7 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
         "stages": stages,
         "scheme": args.scheme,
         "fc_update": args.fc_update,
+        "fc_gradients": args.fc_gradients,
         "fc_pairs": args.fc_pairs,
         "dp": args.dp,
     }
