@@ -142,12 +142,21 @@ def test_a_wait_without_a_message_hangs_no_one():
 
 
 def test_more_activations_than_declared():
-    plan = chain(3, 5, "gpipe")
-    check_plan(plan, {0: 5, 1: 5, 2: 5})
+    plan = chain(3, 5, "1f1b")
+    assert plan.alive == (3, 2, 1) and chain(3, 5, "gpipe").alive == (5, 5, 5)
+
+    def run_ahead(actions):
+        """The last forward before the backward that makes room for it."""
+        start, finish, forward = Start(0, 2, "forward"), Finish(0, 2, "forward"), Forward(1, 2)
+        for action in (start, finish, forward):
+            actions.remove(action)
+        at = actions.index(Start(1, 0, "backward"))
+        actions[at:at] = [start, finish, forward]
+
     with pytest.raises(
-        ScheduleError, match="rank 0 holds the activations of 5 chunks of segment 0, declared 4"
+        ScheduleError, match="rank 1 holds the activations of 3 chunks of segment 1, declared 2"
     ):
-        check_plan(plan, {0: 4})
+        check_plan(change(plan, 1, run_ahead))
 
 
 # -- what a pipeline does --------------------------------------------------------------------------------

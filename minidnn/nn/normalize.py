@@ -50,7 +50,7 @@ class BatchNorm(Module):
 
     In training, mean and variance are those of the batch, and the running ones move towards them: ``running
     = momentum running + (1 - momentum) batch``, both variances being divided by n, not n - 1. In evaluation
-    the running ones are used.
+    the running ones are used. Weight decay leaves gamma and beta out, as it does biases.
 
     Attributes
     ----------
@@ -70,8 +70,8 @@ class BatchNorm(Module):
         self.eps = eps
         self.momentum = momentum
         self.all_sum: Callable | None = None
-        self.gamma = Parameter((features,), ones)
-        self.beta = Parameter((features,), zeros)
+        self.gamma = Parameter((features,), ones, decay=False)
+        self.beta = Parameter((features,), zeros, decay=False)
         self.running_mean = Buffer((features,), zeros)
         self.running_var = Buffer((features,), ones)
 

@@ -39,8 +39,9 @@ class Boundaries:
                         x = self._outgoing(step, index, number, name).data
                     else:
                         x = self._outgoing_gradient(step, index, number, name, transfer)
-                tag = BOUNDARY_TAGS + 2 * (index * len(boundary.values) + i) * len(step.chunks[index + 1])
-                tag += 2 * number + (direction == "backward")
+                # two ranks share one boundary at most, so a tag need not say which
+                place = i * len(step.chunks[index + 1]) + number
+                tag = BOUNDARY_TAGS + 2 * place + (direction == "backward")
                 empty = self.xp.empty(0, self.dtype)
                 with self.ledger.scope(tensor=name):
                     flying.append(self.row.start(move(self.row, transfer, x, empty, tag)))

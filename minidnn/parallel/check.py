@@ -7,7 +7,7 @@ posted. If no rank can go on, the cycle is reported: who waits for whom, and for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .plan import Plan
@@ -47,17 +47,12 @@ class Timing:
         return 1 - sum(self.busy.values()) / (len(self.busy) * self.makespan)
 
 
-def check_plan(plan: Plan, max_alive: Mapping[int, int] | None = None) -> None:
-    """Raise ScheduleError unless the plan can run.
-
-    Parameters
-    ----------
-    max_alive : dict, optional
-        For each segment, how many chunks' activations a rank may hold at once.
-    """
+def check_plan(plan: Plan) -> None:
+    """Raise ScheduleError unless every message has both its ends, no ranks wait for one another for ever, and no
+    rank holds the activations of more chunks than the plan declares."""
     _check_messages(plan)
     run_schedules(plan)
-    for segment, limit in (max_alive or {}).items():
+    for segment, limit in enumerate(plan.alive):
         for rank, actions in plan.schedules.items():
             alive = peak_activations(list(actions), segment)
             if alive > limit:

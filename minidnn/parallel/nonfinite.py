@@ -17,14 +17,17 @@ class NonFiniteError(InputError, ArithmeticError):
 def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     """The error to raise, the same on every rank.
 
-    The weights are looked at first, then the outputs of the layers in a forward pass without dropout.
+    The first layer is looked for whose weights are wrong, and the first whose output is, in a forward pass without
+    dropout. The earlier one is to blame: wrong weights further on may come from it, where layers have been
+    updated since (One Weird Trick with an update after every chunk).
     """
     names = [layer.name for layer in executor.plan.layers]
     wrong = [name for name, p in executor.replica.parameters.items() if not _finite(p.data)]
-    places = [names.index(name.rpartition(".")[0]) for name in wrong]
-    place, kind = _least(executor, min(places, default=len(names))), "weights"
-    if place == len(names):  # so it is on all ranks: a forward pass communicates
-        place, kind = _least(executor, _first_output(executor, images, labels, names)), "output"
+    weights = _least(
+        executor, min((names.index(name.rpartition(".")[0]) for name in wrong), default=len(names))
+    )
+    output = _least(executor, _first_output(executor, images, labels, names))
+    place, kind = (weights, "weights") if weights <= output else (output, "output")
     step = executor.iteration
     if place == len(names):
         return NonFiniteError(

@@ -239,6 +239,9 @@ class Plan:
     buckets: dict[int, tuple[Bucket, ...]]  # by rank: what a rank holds differs
     parameters: dict[int, tuple[Parameter, ...]]
     schedules: dict[int, tuple[Action, ...]]
+    alive: tuple[
+        int, ...
+    ]  # chunks of each segment whose activations a rank holds at once: no more than these
     input_placement: Placement
     algorithms: Algorithms
     nodes: tuple[int, ...]  # of each rank

@@ -62,6 +62,7 @@ def make_plan(
         segments=segments,
         boundaries=boundaries,
         chunks=chunks,
+        alive=strategy.alive,
         input_placement=first,
         algorithms=options.algorithms,
         nodes=options.nodes or (0,) * grid.size,

@@ -182,6 +182,12 @@ def _zero_bubble_h1(stages: int, stage: int, chunks: int) -> list[tuple[str, int
 PIPELINES = {"naive": _naive, "gpipe": _gpipe, "1f1b": _one_f_one_b, "zb-h1": _zero_bubble_h1}
 
 
+def live_activations(schedule: str, stages: int, stage: int, chunks: int) -> int:
+    """What a pipeline schedule declares: of how many micro-batches a stage keeps the activations at once, at most."""
+    limits = {"naive": 1, "gpipe": chunks, "1f1b": stages - stage, "zb-h1": stages}
+    return min(limits[schedule], chunks)
+
+
 def peak_activations(actions: list[Action], segment: int) -> int:
     """The largest number of chunks of `segment` whose activations are alive at once."""
     alive = peak = 0

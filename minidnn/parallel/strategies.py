@@ -25,7 +25,7 @@ from ..errors import InputError
 from .balance import balanced_starts
 from .placement import Grid, OnRank, Partial, Placement, Replicate, Shard
 from .planner import LOSS
-from .schedule import accumulate, one_weird_trick, pipeline
+from .schedule import accumulate, live_activations, one_weird_trick, pipeline
 from .shard import PlacementError, requirement
 from .strategy import Options, Strategy
 
@@ -73,6 +73,7 @@ def layer_split(model: nn.Sequential, shape: Shape, ranks: int, options: Options
         chunking="contiguous",
         schedule=lambda member: pipeline(options.schedule, ranks, member, chunks),
         update_groups=("all",) * ranks,
+        alive=tuple(live_activations(options.schedule, ranks, stage, chunks) for stage in range(ranks)),
     )
 
 
@@ -140,6 +141,7 @@ def _one_weird_trick(name: str, model, shape: Shape, grid: Grid, options: Option
         chunking="by member" if options.scheme == "b" else "interleaved",
         schedule=lambda member: one_weird_trick(options.scheme, chunks, options.fc_update == "each"),
         update_groups=("conv", "fc"),
+        alive=(1, 1),
     )
 
 

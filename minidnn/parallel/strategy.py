@@ -34,6 +34,9 @@ class Strategy:
         member -> actions; the planner adds the sums of gradients, the metrics and the last updates.
     update_groups : tuple of str
         The parameter group of each segment, for its own learning rate and update period.
+    alive : tuple of int
+        The most chunks of each segment whose activations a rank holds at once; `check_plan` holds the
+        schedule to it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Strategy:
     chunking: str = "interleaved"
     schedule: Callable[[int], list[Action]] = field(default=lambda member: accumulate(1))
     update_groups: tuple[str, ...] = ("all",)
+    alive: tuple[int, ...] = (1,)
 
     def once(self) -> Strategy:
         """The same in one chunk, as evaluation runs it."""
