@@ -9,6 +9,7 @@ than this machine has cores, without running them.
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 
 from benchmarks.common import milliseconds, program
 from benchmarks.processes import Worker
@@ -61,7 +62,7 @@ def grown(quick: bool) -> str:
 
 def planned(quick: bool) -> str:
     """Bytes by cause of each strategy over ranks."""
-    shape, plans = (227, 227, 3), []
+    shape, plans = (227, 227, 3), defaultdict(list)
     for strategy in ("data", "owt", "hybrid", "layer_split"):
         for ranks in (2, 4) if quick else (2, 4, 8, 16):
             model = nn.build("alexnet", image=227, classes=1000)
@@ -69,7 +70,7 @@ def planned(quick: bool) -> str:
             if strategy == "layer_split" and ranks > 8:
                 continue  # AlexNet has eight layers with weights
             made = make_strategy(strategy, model, shape, ranks, options)
-            plans.append(make_plan(model, shape, made, 128 * ranks, options))
+            plans[strategy].append(make_plan(model, shape, made, 128 * ranks, options))
     return "Planned, not run: AlexNet (thesis), 227 px, 128 images a rank\n" + compare_plans(plans)
 
 

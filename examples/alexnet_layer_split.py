@@ -6,7 +6,7 @@ With one micro-batch only one rank works at a time.  With more, the ranks work o
 idle share of the time falls to (p - 1)/(m + p - 1) for p equal stages and m micro-batches.
 
   --schedule naive|gpipe|1f1b|zb-h1   the order of forwards and backwards
-  --stages 5,11                       the layers that begin the second and third rank's stage
+  --stages conv3,fc6                  the layers that begin the second and third rank's stage, of three
   --balance measured                  cut where measured, not estimated, costs balance
 """
 

@@ -123,7 +123,9 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
 
     _model_options(p)
     p.add_argument(
-        "--strategy", default="owt", help=f"{', '.join(STRATEGIES)}; several with --compare: data,owt"
+        "--strategy",
+        default="owt",
+        help=f"{', '.join(STRATEGIES)}; several with --compare, and variants: data,data:factors,owt:b,owt:pairs",
     )
     p.add_argument("--ranks", default="2", help="number of ranks; several with --compare: 2,4,8")
     p.add_argument("--batch-per-rank", type=int)
@@ -137,8 +139,8 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs")
     p.add_argument("--micro-batches", type=int, default=1)
     p.add_argument("--schedule", default="1f1b", help="of layer_split: naive, gpipe, 1f1b or zb-h1")
-    p.add_argument("--stages", help="of layer_split: first layers of stages, as 5,11")
-    p.add_argument("--dp", type=int, help="of hybrid: rows of the process grid")
+    p.add_argument("--stages", help="of layer_split: first layers of stages, as conv3,fc6 or 5,11")
+    p.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
     p.add_argument("--rank", type=int, action="append", metavar="R", help="show this rank only (repeatable)")
     p.add_argument("--compare", action="store_true", help="one table over strategies and numbers of ranks")
     p.set_defaults(local_batch_norm=False)
@@ -182,12 +184,31 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
         raise InputError(str(error)) from error
 
 
+_VARIANTS = {
+    "pairs": {"fc_pairs": True},
+    "factors": {"fc_gradients": "factors"},
+    "sharded": {"sharded_momentum": True},
+    **{scheme: {"scheme": scheme} for scheme in "abc"},
+}
+
+
+def _variant(args: argparse.Namespace, name: str) -> tuple[argparse.Namespace, str]:
+    """The options and the strategy of a row of a comparison, such as "owt:b:pairs"."""
+    strategy, *parts = name.split(":")
+    options = vars(args).copy()
+    for part in parts:
+        if part not in _VARIANTS:
+            raise InputError(f"--strategy {name}: expected one of {', '.join(_VARIANTS)} after the colon")
+        options |= _VARIANTS[part]
+    return argparse.Namespace(**options), strategy
+
+
 def _plan(args: argparse.Namespace) -> int:
     if args.compare:
         from .parallel.compare import compare_plans
 
-        strategies, sizes = args.strategy.split(","), args.ranks.split(",")
-        print(compare_plans([_make_plan(args, s, n) for s in strategies for n in sizes]))
+        names, sizes = args.strategy.split(","), args.ranks.split(",")
+        print(compare_plans({name: [_make_plan(*_variant(args, name), n) for n in sizes] for name in names}))
         return 0
     from .parallel.describe import plan_text
 

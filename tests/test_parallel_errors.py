@@ -278,7 +278,7 @@ def test_a_batch_that_is_too_small(strategy, ranks, batch, least, options):
 
 @pytest.mark.parametrize("strategy", ["layer_split", "tensor", "alexnet2012"])
 def test_strategies_that_do_not_split_the_batch_take_one_sample(strategy):
-    assert plan(strategy, 4, 1).batch == 1
+    assert plan(strategy, 4, 1, dp=1).batch == 1
 
 
 def test_names_that_are_unknown():

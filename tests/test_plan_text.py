@@ -9,7 +9,7 @@ from test_parallel_equality import BASIC, VARIANTS, batch_for, model_for
 
 from minidnn import cli
 from minidnn.comm import threads
-from minidnn.parallel.compare import CAUSES, bytes_by_cause, lower_bound
+from minidnn.parallel.compare import CAUSES, lower_bound, sent_by_cause
 from minidnn.parallel.memory import rank_memory
 
 
@@ -78,13 +78,28 @@ def test_comparison(capsys):
     flags = "--image 224 --variant owt --classes 1000 --strategy data,owt,hybrid --ranks 2,4,8 --batch-per-rank 128"
     code, out, _ = command(capsys, flags, "--compare")
     assert code == 0
-    rows = {
-        tuple(row[:2]): row for row in map(str.split, out.splitlines()) if len(row) > 5 and row[1].isdigit()
-    }
-    assert len(rows) == 9
+    rows = {tuple(row[:2]): row for row in (re.split("  +", line.strip()) for line in out.splitlines())}
     for ranks, data, owt in ((2, "233.1", "26.9"), (4, "349.6", "66.6"), (8, "407.9", "138.9")):
         assert data in rows["data", str(ranks)] and owt in rows["owt", str(ranks)]
-    assert {"16.5", "63.0", "56.0", "3.4"} <= set(rows["owt", "8"])
+    assert {"16.5 (14)", "63.0 (14)", "56.0 (28)", "3.4 (7)"} <= set(rows["owt", "8"])
+    assert ("hybrid", "2 x 2") in rows and ("hybrid", "2 x 4") in rows
+
+
+def test_comparison_of_variants(capsys):
+    """Column/row pairs exchange half the bytes between the linear layers, but sum the gradients of fc8: fewer bytes
+    than columns all through from 8 workers on. Factors: a row of x and one of gy a sample, from K - 1 workers."""
+    flags = "--image 224 --variant owt --classes 1000 --strategy owt,owt:pairs,data:factors --ranks 4,8"
+    code, out, _ = command(capsys, flags, "--batch-per-rank 128 --compare")
+    assert code == 0
+    rows = {tuple(row[:2]): row for row in (re.split("  +", line.strip()) for line in out.splitlines())}
+    sent = {key: float(row[-4]) for key, row in rows.items() if key[0].startswith(("owt", "data:"))}
+    assert sent["owt", "4"] < sent["owt:pairs", "4"] and sent["owt", "8"] > sent["owt:pairs", "8"]
+    assert "28.0 (14)" in rows["owt:pairs", "8"]  # 8 workers: 7/8 of 1,024 rows of 4,096 floats, twice
+    convolutions_and_biases = 2 * 7 / 8 * (2_469_696 + 4096 + 4096 + 1000) * 4 / 2**20
+    factors = 7 * 128 * (9216 + 4096 + 4096 + 4096 + 4096 + 1000) * 4 / 2**20
+    assert sent["data:factors", "8"] == pytest.approx(convolutions_and_biases + factors, abs=0.1)
+    code, _, err = command(capsys, "--strategy owt:d --compare")
+    assert code == 2 and "--strategy owt:d: expected one of pairs" in err
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -92,12 +107,15 @@ def test_comparison(capsys):
 def test_causes_cover_all_bytes_but_the_metrics(name, ranks):
     plan = plan_of(name, ranks)
     for rank in range(ranks):
-        causes = bytes_by_cause(plan, rank)
+        causes = {why: n_bytes for why, (_, n_bytes) in sent_by_cause(plan, rank).items()}
         assert sum(causes.values()) == plan.bytes_sent(rank)
         metrics = sum(m.bytes for m in plan.messages(rank) if m.kind == "send" and m.phase == "metrics")
         assert causes.pop("", 0) == metrics
         assert set(causes) <= set(CAUSES)
-    total = sum(bytes_by_cause(plan, rank).get("gradient sync", 0) for rank in range(ranks))
+        own = [m for m in plan.messages(rank) if m.kind == "send"]
+        assert sum(messages for messages, _ in sent_by_cause(plan, rank).values()) == len(own)
+    synced = [sent_by_cause(plan, rank).get("gradient sync", (0, 0)) for rank in range(ranks)]
+    total = sum(n_bytes for _, n_bytes in synced)
     bound = sum(lower_bound(plan, rank) for rank in range(ranks))
     assert total >= bound - ranks  # the bound holds for the ranks together; it is rounded for each
 
@@ -120,7 +138,10 @@ def test_causes_cover_all_bytes_but_the_metrics(name, ranks):
         ("--batch-per-rank -1", "--batch-per-rank -1: expected 1 or more"),
         ("--batch 8 --batch-per-rank 4", "exclude each other"),
         ("--buckets nan", "--buckets nan: expected a size in MiB"),
-        ("--stages 1,2 --strategy layer_split", "--stages 1,2: expected 1 rising layer numbers"),
+        (
+            "--stages 1,2 --strategy layer_split",
+            "--stages 1,2: expected 1 layers in rising order",
+        ),
     ],
 )
 def test_bad_input(capsys, flags, words):

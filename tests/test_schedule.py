@@ -320,9 +320,17 @@ def test_stages_begin_before_weights():
     assert len(stage_starts(8)) == 7  # more stages than layers with weights: anywhere
 
 
-@pytest.mark.parametrize("stages", [(5,), (5, 3), (3, 3), (0, 4), (3, 12), (-1, 3), (3, 4, 5)], ids=str)
+def test_stages_by_name_or_number():
+    names = MODELS["plain"]().names
+    assert stage_starts(3, stages=(3, "fc6")) == (names[3], "fc6")
+
+
+NO_STAGES = [(5,), (5, 3), (3, 3), (0, 4), (3, 12), (-1, 3), (3, 4, 5), (3, "fc9"), ("fc7", "fc6"), (3, "")]
+
+
+@pytest.mark.parametrize("stages", NO_STAGES, ids=str)
 def test_stages_that_are_none(stages):
-    with pytest.raises(InputError, match=r"--stages .*expected 2 rising layer numbers between 1 and 11"):
+    with pytest.raises(InputError, match=r"--stages .*expected 2 layers in rising order"):
         stage_starts(3, stages=stages)
 
 

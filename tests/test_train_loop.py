@@ -99,12 +99,11 @@ def test_ranks_with_different_options(flags):
         threads.run(3, main)
 
 
-def test_a_check_that_fails(capsys):
-    """Statistics of each rank's own samples are another network than the one process has."""
-    with pytest.raises(SystemExit) as ended:
-        run(2, "--check --norm batch --local-batch-norm")
-    assert ended.value.code == 1
-    assert re.fullmatch(r"check: .* limit 1e-10 FAILED", capsys.readouterr().out.splitlines()[-1])
+@pytest.mark.parametrize("flags", ["--local-batch-norm", "--micro-batches 2"])
+def test_batch_norm_of_other_samples_cannot_be_checked(flags):
+    """Statistics of a part of the batch are another network than the one process has."""
+    with pytest.raises(InputError, match="--check with batch norm: .*use --micro-batches 1, or --norm lrn"):
+        run(2, f"--check --norm batch {flags}")
 
 
 def spoilt(spoil):
@@ -139,6 +138,19 @@ def test_a_message_that_is_not_in_the_plan(capsys):
     row = next(line for line in out.splitlines() if "gossip" in line)
     assert row.split() == ["conv1", "gossip", "send", "0.333333", "8", "B", "0", "B", "DIFFERS"]
     assert out.count("DIFFERS") == 2, "this row and the sum"
+
+
+def test_a_check_that_fails(capsys):
+    def spoil(comm, session):
+        session.executor.replica.parameters["conv3.b"].data[0] += 1e-4
+
+    for flags, limit in (("", "1e-10"), ("--dtype float32", "1e-05")):
+        with pytest.raises(SystemExit) as ended:
+            run(2, f"--check {flags}", spoilt(spoil))
+        assert ended.value.code == 1
+        *_, advice, verdict = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(rf"check: .* limit {limit} FAILED", verdict)
+        assert ("--dtype float64" in advice) is (limit == "1e-05")
 
 
 def test_replicas_that_differ(capsys):

@@ -14,8 +14,9 @@ import numpy as np
 
 from .communicator import HEADER, MESSAGE_HEADERS, Note, ProtocolError
 
-SIZE = 192  # bytes of a header
+SIZE = 256  # bytes of a header
 FIELDS = ("call number", "operation", "algorithm", "dtype", "elements", "counts", "root", "layer", "phase")
+SHOWN = 40  # characters of the counts that a complaint shows
 SEPARATOR = "\x1f"
 
 
@@ -68,8 +69,10 @@ def check_message(comm, work, source, dest, tag) -> Generator:
 def _header(comm, sequence, op, algorithm, dtype, counts, root) -> np.ndarray:
     labels = comm.ledger.labels
     elements = counts if isinstance(counts, int) else sum(np.ravel(counts).tolist())
-    digest = zlib.crc32(repr(counts).encode())
-    fields = [sequence, op, algorithm, np.dtype(dtype).name, elements, digest, root]
+    sizes = repr(counts)
+    if len(sizes) > SHOWN:
+        sizes = f"{sizes[:SHOWN]}... (digest {zlib.crc32(sizes.encode()):08x})"
+    fields = [sequence, op, algorithm, np.dtype(dtype).name, elements, sizes, root]
     text = SEPARATOR.join(map(str, [*fields, labels.layer[:60], labels.phase[:20]]))
     header = np.zeros(SIZE, np.uint8)
     data = text.encode()[:SIZE]
@@ -84,7 +87,10 @@ def _fields(header) -> list[str]:
 def _describe(fields) -> str:
     named = dict(zip(FIELDS, fields, strict=True))
     text = f"{named['operation']} {named['algorithm']} of {named['elements']} {named['dtype']}"
-    text += f", root {named['root']}" + (f", layer {named['layer']}" if named["layer"] else "")
+    if named["counts"] != named["elements"]:
+        text += f" in blocks {named['counts']}"
+    text += f", root {named['root']}"
+    text += "".join(f", {name} {named[name]}" for name in ("layer", "phase") if named[name])
     return f"{text} (call {named['call number']})"
 
 

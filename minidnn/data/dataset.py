@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,13 @@ class Dataset:
             f"{self.name}: {len(self.classes)} classes, {len(self.train)} training and "
             f"{len(self.validation)} validation images of {self.image}x{self.image}"
         )
+
+    def fingerprint(self) -> str:
+        """What all ranks must agree on, in a line: sizes, and a digest of classes, labels and normalisation."""
+        digest = hashlib.blake2b(repr((self.classes, self.mean.tolist(), self.std.tolist())).encode())
+        for split in (self.train, self.validation):
+            digest.update(np.ascontiguousarray(split.labels).tobytes())
+        return f"{self!r}, digest {digest.hexdigest()[:12]}"
 
 
 def statistics(images: Any, sample: int = STATISTICS_SAMPLE) -> tuple[np.ndarray, np.ndarray]:

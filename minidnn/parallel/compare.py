@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from .. import nn
 from ..report.text import size, table
 from .memory import rank_memory
 from .plan import Message, Plan
@@ -21,22 +22,22 @@ def cause(plan: Plan, message: Message) -> str:
         return ""
     if message.layer == "loss":
         return "logits"
-    layers = {layer.name: layer for layer in plan.layers}
-    layer = layers[message.layer]
-    if layer.sync and message.op == "all_reduce":
+    names = [layer.name for layer in plan.layers]
+    at = names.index(message.layer)
+    if plan.layers[at].sync and message.op == "all_reduce":
         return "statistics"
-    names = [
-        x.name for x in plan.layers if len(x.in_shape) == 1 and x.layer is not None and x.layer.parameters()
-    ]
-    return "FC exchange" if message.layer in names[1:] else "activations"
+    linear = [i for i, x in enumerate(plan.layers) if isinstance(x.layer, nn.Linear)]
+    # what goes into the first fully connected layer are the convolutions' features
+    return "FC exchange" if linear and at > linear[0] else "activations"
 
 
-def bytes_by_cause(plan: Plan, rank: int) -> dict[str, int]:
-    """Bytes that `rank` sends in a step, by cause."""
-    found: dict[str, int] = defaultdict(int)
+def sent_by_cause(plan: Plan, rank: int) -> dict[str, tuple[int, int]]:
+    """Messages and bytes that `rank` sends in a step, by cause."""
+    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for m in plan.messages(rank):
         if m.kind == "send":
-            found[cause(plan, m)] += m.bytes
+            messages, n_bytes = found[cause(plan, m)]
+            found[cause(plan, m)] = messages + 1, n_bytes + m.bytes
     return dict(found)
 
 
@@ -57,57 +58,38 @@ def lower_bound(plan: Plan, rank: int) -> int:
     return round(total)
 
 
-def compare_plans(plans: Sequence[Plan]) -> str:
-    """One table over plans; of ranks that differ, the one that sends the most is shown."""
-    rows = []
-    previous = None
-    for plan in plans:
-        if previous not in (None, plan.strategy):
-            rows.append([])
-        previous = plan.strategy
-        sent = {rank: plan.bytes_sent(rank) for rank in range(plan.size)}
-        rank = max(sent, key=lambda r: sent[r])
-        causes = bytes_by_cause(plan, rank)
-        messages = sum(m.kind == "send" for m in plan.messages(rank))
-        held = max(rank_memory(plan, r).total for r in range(plan.size))
-        bound = lower_bound(plan, rank)
-        cells = [f"{causes[c] / MIB:.1f}" if causes.get(c) else "" for c in CAUSES]
-        parameters = sum(p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters())
-        rows.append(
-            [
-                plan.strategy,
-                plan.size,
-                plan.batch,
-                f"{parameters:,}",
-                *cells,
-                f"{sent[rank] / MIB:.1f}",
-                messages,
-                f"{bound / MIB:.1f}" if bound else "",
-                size(held),
-            ]
-        )
-    used = [i for i, c in enumerate(CAUSES) if any(row and row[4 + i] for row in rows)]
-    keep = [
-        0,
-        1,
-        2,
-        3,
-        *(4 + i for i in used),
-        4 + len(CAUSES),
-        5 + len(CAUSES),
-        6 + len(CAUSES),
-        7 + len(CAUSES),
+def compare_plans(plans: Mapping[str, Sequence[Plan]]) -> str:
+    """One table over plans, by a name for each row; of ranks that differ, the one that sends the most is shown."""
+    rows: list[list[str]] = []
+    for name, group in plans.items():
+        rows += [_row(name, plan) for plan in group] + [[]]
+    header = ["strategy", "grid", "batch", "parameters", *CAUSES]
+    header += ["sent, MiB", "messages", "sync bound", "memory"]
+    used = [i for i in range(len(header)) if header[i] not in CAUSES or any(row and row[i] for row in rows)]
+    title = (
+        "Per worker and step (the worker that sends the most): MiB sent by cause (and messages), the least that "
+        "summing the gradients takes, memory"
+    )
+    cells = [[row[i] for i in used] if row else [] for row in rows[:-1]]
+    return table(cells, [header[i] for i in used], title)
+
+
+def _row(name: str, plan: Plan) -> list[str]:
+    sent = {rank: plan.bytes_sent(rank) for rank in range(plan.size)}
+    rank = max(sent, key=lambda r: sent[r])
+    causes = sent_by_cause(plan, rank)
+    bound = lower_bound(plan, rank)
+    held = max(rank_memory(plan, r).total for r in range(plan.size))
+    parameters = sum(p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters())
+    by_cause = [f"{causes[c][1] / MIB:.1f} ({causes[c][0]})" if c in causes else "" for c in CAUSES]
+    return [
+        name,
+        f"{plan.grid.dp} x {plan.grid.mp}" if plan.grid.dp > 1 else str(plan.size),
+        str(plan.batch),
+        f"{parameters:,}",
+        *by_cause,
+        f"{sent[rank] / MIB:.1f}",
+        str(sum(messages for messages, _ in causes.values())),
+        f"{bound / MIB:.1f}" if bound else "",
+        size(held),
     ]
-    header = [
-        "strategy",
-        "ranks",
-        "batch",
-        "parameters",
-        *CAUSES,
-        "sent, MiB",
-        "messages",
-        "sync bound",
-        "memory",
-    ]
-    title = "Per worker and step: MiB sent by cause (of the worker that sends the most), messages, memory"
-    return table([[row[i] for i in keep] if row else [] for row in rows], [header[i] for i in keep], title)

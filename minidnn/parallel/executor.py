@@ -20,6 +20,7 @@ from ..comm.communicator import Communicator
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .boundaries import Boundaries
+from .check import check_plan
 from .fingerprint import check_same
 from .gradients import BucketSum, FactorExchange, GradientSync
 from .messages import METRICS_ALGORITHM
@@ -76,6 +77,13 @@ class Executor:
         ``{group: parameters} -> SGD`` whose groups are in that order.
     xp : module
         numpy or cupy.
+
+    Raises
+    ------
+    InputError
+        On every rank: the ranks were not given the same program.
+    ScheduleError
+        The schedule would not run: see `check_plan`.
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class Executor:
         self.ledger = comm.ledger
         check_same(comm, self._settings(batch))
         self.plan = make_plan(model, self.shape, strategy, batch, self.options, title)
+        check_plan(self.plan)
         self._plans: dict[tuple[int, bool], Plan] = {(batch, True): self.plan}
         grid, rank = strategy.grid, comm.rank
         self.member = rank % grid.mp
@@ -200,9 +209,10 @@ class Executor:
         key = (batch, training)
         if key not in self._plans:
             strategy = self.strategy if training else self.strategy.once()
-            self._plans[key] = make_plan(
-                self.model, self.shape, strategy, batch, self.options, self.title, check=False
-            )
+            plan = make_plan(self.model, self.shape, strategy, batch, self.options, self.title, check=False)
+            if training:
+                check_plan(plan)
+            self._plans[key] = plan
         return self._plans[key]
 
     def _run(self, plan: Plan, schedule, images, labels, training: bool) -> Result:

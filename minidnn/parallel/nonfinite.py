@@ -50,11 +50,12 @@ def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[st
         if y.data.size and not _finite(y.data):
             seen.append(name)
 
+    tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
     executor.segments.watch = watch
     try:
         executor.evaluate(images, labels)
     finally:
-        executor.segments.watch = None
+        executor.segments.watch, executor.ledger.tracing = None, tracing
     return names.index(seen[0]) if seen else len(names)
 
 

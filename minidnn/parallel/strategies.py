@@ -89,15 +89,13 @@ def _stage_starts(model: nn.Sequential, shape: Shape, ranks: int, options: Optio
             firsts = list(range(len(names)))
         units = [sum(costs[a:b]) for a, b in zip(firsts, [*firsts[1:], len(names)], strict=True)]
         return [names[firsts[i]] for i in balanced_starts(units, ranks)]
-    stages = list(options.stages)
-    if (
-        len(stages) != ranks - 1
-        or stages != sorted(set(stages))
-        or not all(0 < i < len(names) for i in stages)
-    ):
+    stages = [names.index(s) if s in names else s for s in options.stages]
+    numbers = range(1, len(names))
+    if len(stages) != ranks - 1 or not all(i in numbers for i in stages) or stages != sorted(set(stages)):
         raise InputError(
-            f"--stages {','.join(map(str, stages))}: expected {ranks - 1} rising layer numbers between 1 and "
-            f"{len(names) - 1}, the first layers of stages 1 to {ranks - 1}"
+            f"--stages {','.join(map(str, options.stages))}: expected {ranks - 1} layers in rising order, the first "
+            f"ones of stages 1 to {ranks - 1}, by name or by number: "
+            + ", ".join(f"{i} {names[i]}" for i in numbers)
         )
     return [names[i] for i in stages]
 
@@ -109,12 +107,16 @@ def owt(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> Str
 
 def hybrid(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> Strategy:
     """One Weird Trick within the rows of a grid, data parallelism between them."""
-    dp = options.dp
-    if dp is None:
-        dp = 2 if ranks > 2 and ranks % 2 == 0 else 1
+    grid = _grid(ranks, options, 2 if ranks > 2 and ranks % 2 == 0 else 1)
+    return _one_weird_trick("hybrid", model, shape, grid, options)
+
+
+def _grid(ranks: int, options: Options, default: int) -> Grid:
+    """The process grid of so many rows as the options say, or by default."""
+    dp = default if options.dp is None else options.dp
     if dp < 1 or ranks % dp:
         raise InputError(f"--dp {dp}: {ranks} ranks do not fill a grid of {dp} rows")
-    return _one_weird_trick("hybrid", model, shape, Grid(dp, ranks // dp), options)
+    return Grid(dp, ranks // dp)
 
 
 def _one_weird_trick(name: str, model, shape: Shape, grid: Grid, options: Options) -> Strategy:
@@ -172,9 +174,11 @@ def tensor(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> 
 def alexnet2012(model: nn.Sequential, shape: Shape, ranks: int, options: Options) -> Strategy:
     """The towers of 2012: grouped convolutions stay local, conv3 and the linear layers read all towers.
 
-    The last linear layer lives on rank 0 alone, as in the published layer files.
+    The last linear layer lives on the first rank of the towers alone, as in the published layer files. With more
+    ranks than towers, each row of a grid has the towers of its own, and the rows are data parallel.
     """
-    if not any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for _, layer in model):
+    towers = max((layer.groups for _, layer in model if isinstance(layer, nn.Conv2d)), default=1)
+    if towers == 1:
         raise InputError(
             "strategy 'alexnet2012' splits a network with grouped convolutions: use --variant 2012"
         )
@@ -182,8 +186,9 @@ def alexnet2012(model: nn.Sequential, shape: Shape, ranks: int, options: Options
     split = (nn.Conv2d, nn.LocalResponseNorm, nn.Linear)
     rules: dict[str, Placement] = {n: Shard(-1) for n, layer in model if isinstance(layer, split)}
     rules[linear[-1]] = OnRank(0)
-    placements = _follow(model, shape, model.names, rules, Replicate(), ranks)
-    return _whole("alexnet2012", Grid(1, ranks), placements | {LOSS: OnRank(0)}, options)
+    grid = _grid(ranks, options, 1 if ranks % towers else ranks // towers)
+    placements = _follow(model, shape, model.names, rules, Replicate(), grid.mp)
+    return _whole("alexnet2012", grid, placements | {LOSS: OnRank(0)}, options)
 
 
 def _follow(

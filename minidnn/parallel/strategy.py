@@ -49,6 +49,10 @@ class Strategy:
     update_groups: tuple[str, ...] = ("all",)
     alive: tuple[int, ...] = (1,)
 
+    def segment_of(self, layer: str, names: Sequence[str]) -> int:
+        """The number of the segment of a layer; `names` are those of all layers, in order."""
+        return sum(names.index(start) <= names.index(layer) for start in self.starts)
+
     def once(self) -> Strategy:
         """The same in one chunk, as evaluation runs it."""
         return replace(self, chunks=(1,) * len(self.chunks))
@@ -69,11 +73,11 @@ class Options:
         Sum gradients by reduce_scatter, let each rank keep the momentum of its shard alone, and
         all_gather the updated weights, as the 2014 code does.
     micro_batches : int
-        Chunks of a layer split; gradient accumulation elsewhere.
+        Chunks of a layer split; gradient accumulation elsewhere, but for OWT, whose chunks `scheme` makes.
     schedule : str
         Of a layer split: naive, gpipe, 1f1b or zb-h1.
-    stages : sequence of int, optional
-        Of a layer split: the numbers of the layers that begin stages 1, 2, ...; default balanced.
+    stages : sequence of int or str, optional
+        Of a layer split: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced.
     costs : sequence of float, optional
         Of a layer split: the cost of each layer to balance by; default its multiplications.
     scheme, fc_update : str
@@ -85,7 +89,7 @@ class Options:
     fc_pairs : bool
         Of OWT: column/row pairs of fully connected layers in place of columns all through.
     dp : int, optional
-        Of hybrid: the rows of the process grid.
+        Of hybrid and alexnet2012: the rows of the process grid.
     link : Link
         What a message costs, for all_reduce="auto".
     nodes : tuple of int, optional
@@ -99,7 +103,7 @@ class Options:
     sync_batch_norm: bool = True
     micro_batches: int = 1
     schedule: str = "1f1b"
-    stages: tuple[int, ...] | None = None
+    stages: tuple[int | str, ...] | None = None
     costs: tuple[float, ...] | None = None
     scheme: str = "a"
     fc_update: str = "once"

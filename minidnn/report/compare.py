@@ -111,7 +111,7 @@ def _reason(traces: list[Trace], titles: list[str]) -> list[str]:
     for trace, title in list(zip(traces, titles, strict=True))[1:]:
         other = bytes_by_cause(trace)
         totals = sum(first.values()), sum(other.values())
-        if totals[0] == totals[1]:
+        if abs(totals[0] - totals[1]) < 1:  # they are means: equal but for rounding
             sentences.append(f"{titles[0]} and {title} send the same number of bytes.")
             continue
         changes: dict[str, float] = defaultdict(float)

@@ -32,6 +32,16 @@ _RANGES = (
     ),
     (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
 )
+# Options that only some strategies read.
+_USED_BY = {
+    **dict.fromkeys(("scheme", "fc_update", "fc_pairs", "conv_lr_scale"), ("owt", "hybrid")),
+    **dict.fromkeys(("schedule", "stages", "balance"), ("layer_split",)),
+    **dict.fromkeys(
+        ("buckets", "sharded_momentum", "fc_gradients"), ("data", "owt", "hybrid", "alexnet2012")
+    ),
+    "dp": ("hybrid", "alexnet2012"),
+    "micro_batches": ("sequential", "data", "layer_split", "tensor", "alexnet2012"),
+}
 # What a value in a TOML file must be for an option of a type.
 _TOML = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text")}
 
@@ -59,14 +69,16 @@ def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
 
 def _model_options(g) -> None:
     g.add_argument("--model", default="alexnet", help=f"one of {', '.join(MODELS)}")
-    g.add_argument("--variant", default="thesis", help="of alexnet: thesis, 2012 or owt")
+    g.add_argument(
+        "--variant", help="of alexnet: thesis, 2012 or owt; default thesis, 2012 with --strategy alexnet2012"
+    )
     g.add_argument("--norm", default="lrn", help="of alexnet: lrn or batch")
     g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
     g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
     g.add_argument(
         "--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes"
     )
-    g.add_argument("--image", type=int, help="pixels; default 56, or the data set's")
+    g.add_argument("--image", type=int, help="pixels; default the data set's; of shapes 56, 67 for 2012")
     g.add_argument("--classes", type=int, default=10, help="of the embedded shapes")
     g.add_argument("--images", type=int, default=2000, help="training images of the embedded shapes")
     g.add_argument("--augment", action="store_true", help="random flips and crops")
@@ -118,9 +130,9 @@ def _parallel_options(g, strategy: str | None) -> None:
     )
     g.add_argument("--micro-batches", type=int, default=1, metavar="M")
     g.add_argument("--schedule", default="1f1b", help=f"of layer_split: {', '.join(PIPELINES)}")
-    g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as 5,11")
+    g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as conv3,fc6 or 5,11")
     g.add_argument("--balance", default="estimated", help="of layer_split: estimated or measured layer costs")
-    g.add_argument("--dp", type=int, help="of hybrid: rows of the process grid")
+    g.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
     g.add_argument("--debug-comm", action="store_true", help="compare a header before every collective")
 
 
@@ -164,10 +176,22 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
     if args.check and args.epochs is None and args.steps is None:
         args.steps, args.epochs = CHECK_STEPS, 1
     args.epochs = args.epochs or 4
+    args.variant = args.variant or ("2012" if args.strategy == "alexnet2012" else "thesis")
     for name, known in (("balance", ("estimated", "measured")), ("device", ("cpu", "gpu"))):
         if getattr(args, name) not in known:
             raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
     return args
+
+
+def without_effect(args: argparse.Namespace) -> list[str]:
+    """A line for each option that was given and that the strategy does not read."""
+    defaults = parser("", None)
+    told = f"has no effect with --strategy {args.strategy}, only with"
+    return [
+        f"note: --{name.replace('_', '-')} {told} {', '.join(used_by)}"
+        for name, used_by in _USED_BY.items()
+        if args.strategy not in used_by and getattr(args, name) != defaults.get_default(name)
+    ]
 
 
 def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
@@ -185,6 +209,8 @@ def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
             known = sorted(d.replace("_", "-") for d in actions if d not in ("config", "help"))
             raise InputError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
         switch = action.const is True
+        if action.dest == "stages" and isinstance(value, list):
+            value = ",".join(map(str, value))
         kinds, words = ((bool,), "true or false") if switch else _TOML[action.type or str]
         if not isinstance(value, kinds) or isinstance(value, bool) != switch:
             raise InputError(f"--config {path}: {key} = {value!r}: expected {words}")
@@ -196,12 +222,8 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     """The planner's options from the command line's."""
     stages = None
     if args.stages:
-        try:
-            stages = tuple(int(s) for s in args.stages.split(","))
-        except ValueError:
-            raise InputError(
-                f"--stages {args.stages}: expected layer numbers with commas between, as 5,11"
-            ) from None
+        words = (word.strip() for word in args.stages.split(","))
+        stages = tuple(int(word) if word.isdigit() else word for word in words)
     values: dict[str, object] = {
         "dtype": args.dtype,
         "all_reduce": args.all_reduce,

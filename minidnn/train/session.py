@@ -17,15 +17,16 @@ from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..optim import SGD
-from ..parallel import Executor, PlacementError, Strategy, check_plan, make_strategy
+from ..parallel import Executor, PlacementError, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
-from .options import parallel_options
+from .options import parallel_options, without_effect
 from .reference import Reference
 from .twin import Twin, chunk_rows
 
 NO_PREFETCH_THREAD = 0
+SHAPES_IMAGE = {"2012": 67}  # pixels: the least that the network takes; others 56
 LOCAL = ("config", "data", "plot", "trace")  # options that may differ from host to host
 
 
@@ -45,17 +46,21 @@ class Session:
         if args.plot and comm.rank == 0:
             check_target(args.plot)
         options = {name: value for name, value in vars(args).items() if name not in LOCAL}
-        check_same(comm, {f"--{name.replace('_', '-')}": value for name, value in options.items()})
+        settings = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        check_same(comm, settings | {"--trace": "given" if args.trace else "not given"})
         comm.debug = args.debug_comm
         self.ledger = comm.ledger
         self.xp = get_array_module(args.device)
         with self.ledger.during("input"):
             self.dataset = self._dataset()
+            check_same(comm, {"the data set": self.dataset.fingerprint()})
         self.batch = self._batch()
         self.model = self.new_model()
         shape = (self.dataset.image, self.dataset.image, 3)
         self.options = parallel_options(args, **self._measured(shape))
         self.strategy = self._strategy(shape)
+        if args.check:
+            self._check_comparable()
         self.executor = Executor(
             self.model,
             shape,
@@ -68,7 +73,6 @@ class Session:
             self.xp,
             title=args.model,
         )
-        check_plan(self.executor.plan)
         self.train = self.loader(training=True)
         self.validation = self.loader(training=False) if args.validation else None
 
@@ -80,9 +84,8 @@ class Session:
     def _dataset(self) -> Dataset:
         args = self.args
         if args.data is None:
-            return Shapes(
-                args.classes, args.image or 56, args.images, max(1, args.validation), seed=args.seed
-            )
+            image = args.image or SHAPES_IMAGE.get(args.variant, 56)
+            return Shapes(args.classes, image, args.images, max(1, args.validation), seed=args.seed)
         show = None if self.comm.rank == 0 else False
         return open_dataset(args.data, args.image, progress=show)
 
@@ -121,6 +124,17 @@ class Session:
             return make_strategy(self.args.strategy, self.model, shape, self.comm.size, self.options)
         except (PlacementError, ValueError) as error:
             raise InputError(str(error)) from error
+
+    def _check_comparable(self) -> None:
+        """Refuse --check where batch norm sees other samples than in one process."""
+        norms = [name for name, layer in self.model if isinstance(layer, nn.BatchNorm)]
+        segments = {self.strategy.segment_of(name, self.model.names) for name in norms}
+        local = self.args.local_batch_norm and self.comm.size > 1
+        if norms and (local or any(self.strategy.chunks[i] > 1 for i in segments)):
+            raise InputError(
+                "--check with batch norm: its statistics are those of a micro-batch (or of a rank, with "
+                "--local-batch-norm), one process has those of the whole batch: use --micro-batches 1, or --norm lrn"
+            )
 
     def optimiser(self, groups: Mapping[str, list]) -> SGD:
         """Momentum SGD with one group for each update group of the strategy."""
@@ -168,7 +182,8 @@ class Session:
         return Reference(self.executor, *own) if args.trace else Twin(*own)
 
     def describe(self) -> str:
-        """What runs where, in a line or two."""
+        """What runs where, in a line or two, and which options have no effect."""
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
-        return f"{where}, {STATUS}, {self.args.device}\n{self.dataset!r}"
+        lines = [f"{where}, {STATUS}, {self.args.device}", repr(self.dataset)]
+        return "\n".join(lines + without_effect(self.args))

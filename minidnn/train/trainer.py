@@ -160,6 +160,11 @@ class Trainer:
         loss, weight = self.comm.exchange(np.array([self.loss_difference, difference]))[0]
         limit = LIMITS[self.args.dtype]
         ok = bool(loss <= limit and weight <= limit)
+        if not ok and self.args.dtype == "float32":
+            self.session.say(
+                "In float32, rounding can turn a ReLU on in one run that is off in the other, and from there they "
+                "part: --dtype float64 tells that from a mistake."
+            )
         self.session.say(
             f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}"
         )
