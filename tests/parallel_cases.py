@@ -99,6 +99,14 @@ def long_skips():
     )
 
 
+def narrow_batch():
+    """Batch norms of three and two channels."""
+    layers = dict(narrow())
+    layers["norm1"] = nn.BatchNorm(3)
+    layers["relu7"] = nn.BatchNorm(2)
+    return nn.Sequential(layers)
+
+
 MODELS = {
     "plain": lambda: network(),
     "dropout": lambda: network(dropout=True),
@@ -110,6 +118,7 @@ MODELS = {
     "all": lambda: network(norm="lrn", dropout=True, groups=2),
     "towers": lambda: network(norm="lrn", dropout=True, groups=4),
     "narrow": narrow,
+    "narrow batch": narrow_batch,
     "skips": skips,
     "long skips": long_skips,
 }

@@ -171,11 +171,23 @@ def test_batch_norm_with_given_statistics():
     np.testing.assert_allclose(beta.grad, gy.sum(0), rtol=1e-13)
 
 
+@pytest.mark.parametrize("all_sum", [None, lambda sums: sums])
+def test_batch_norm_of_no_rows_and_of_no_channels(all_sum):
+    """As a rank has them of a batch smaller than there are ranks, of a layer with fewer channels than ranks."""
+    for shape in ((0, 2, 3), (4, 0)):
+        x, gamma = Tensor(np.zeros(shape), requires_grad=True), Tensor(np.ones(shape[-1]), requires_grad=True)
+        y, mean, var = F.batch_norm(x, gamma, np.zeros(shape[-1]), all_sum=all_sum)
+        y.backward(np.zeros(shape))
+        assert y.shape == x.grad.shape == shape and not gamma.grad.any()
+        if shape[0]:
+            assert mean.shape == var.shape == (0,)
+        else:
+            assert mean is None and var is None
+
+
 def test_batch_norm_errors():
     with pytest.raises(ValueError, match=r"gamma \(2,\).*expected gamma, beta \(3,\)"):
         F.batch_norm(normal(4, 3), normal(2), normal(3))
-    with pytest.raises(ValueError, match="at least one row"):
-        F.batch_norm(np.zeros((0, 3)), normal(3), normal(3))
     with pytest.raises(ValueError, match=r"expected all statistics \(3,\)"):
         F.batch_norm_inference(normal(4, 3), normal(3), normal(3), normal(2), normal(3))
 

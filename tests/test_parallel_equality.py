@@ -1,8 +1,10 @@
 """Every strategy, on every number of ranks, trains to the losses and weights of one process."""
 
+import numpy as np
 import pytest
-from parallel_cases import assert_equals_one_process
+from parallel_cases import assert_equals_one_process, executor, feed
 
+from minidnn.comm import threads
 from minidnn.comm.algorithms import ALGORITHMS
 
 TINY = 1e-4  # MiB: a bucket of 13 float64 numbers
@@ -80,11 +82,8 @@ def model_for(name, model):
     return {"plain": "groups", "dropout": "all", "lrn": "all", "batch": "batch and groups"}.get(model, model)
 
 
-# On 2 and 4 ranks each feature alone, so that a failure points at it; elsewhere dropout, normalisation and groups
-# together, and batch norm.
-FEATURES = ("plain", "dropout", "lrn", "batch", "groups")
-GRID = [(ranks, feature) for ranks in (2, 4) for feature in FEATURES]
-GRID += [(ranks, feature) for ranks in (1, 3, 5, 8) for feature in ("all", "batch")]
+FEATURES = ("plain", "dropout", "lrn", "batch", "groups", "all")  # "all" is dropout, LRN and groups together
+GRID = [(ranks, feature) for ranks in (1, 2, 3, 4, 5, 8) for feature in FEATURES]
 
 
 @pytest.mark.parametrize(("ranks", "feature"), GRID)
@@ -163,6 +162,27 @@ def test_last_batch_is_smaller_with_options(options, last):
     assert_equals_one_process("all", "data", 4, last=last, options=options)
     if "micro_batches" not in options:
         assert_equals_one_process("all", "hybrid", 4, last=last, options=options)
+
+
+@pytest.mark.parametrize("options", [{"sync_batch_norm": False}, {"micro_batches": 4}], ids=str)
+@pytest.mark.parametrize("strategy", ["data", "layer_split", "tensor"])
+def test_batch_norm_without_a_sample(strategy, options):
+    """A rank, or a chunk on all ranks, of which a small last batch leaves nothing: it changes no statistics."""
+
+    def main(comm):
+        running = executor(comm, "batch", strategy, 17, options)
+        for step, batch in enumerate((17, 2, 1)):
+            feed(running, step, batch)
+        norm = running.replica.layers.get("norm1")
+        return feed(running, 0, 17, training=False).loss, norm and float(norm.running_var.data.sum())
+
+    for loss, variance in threads.run(3, main):
+        assert np.isfinite(loss) and (variance is None or np.isfinite(variance))
+
+
+@pytest.mark.parametrize("ranks", [3, 5])
+def test_batch_norm_of_fewer_channels_than_ranks(ranks):
+    assert_equals_one_process("narrow batch", "tensor", ranks)
 
 
 @pytest.mark.parametrize("run", [{"rendezvous": True}, {"debug": True}], ids=str)

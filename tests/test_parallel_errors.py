@@ -244,6 +244,31 @@ def test_the_weights_stay_as_they_were():
     assert threads.run(2, main) == [True, True]
 
 
+# -- images that are not the rank's -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda x, start, stop: x,
+            r"images float64 \(17, 8, 8, 3\), expected float64 \([89], 8, 8, 3\): rows ",
+        ),
+        (lambda x, start, stop: None, "got images none, expected float64"),
+        (lambda x, start, stop: x[start:stop, 1:], r"got images float64 \([89], 7, 8, 3\)"),
+        (lambda x, start, stop: x[start:stop].astype(np.float32), "got images float32"),
+    ],
+)
+def test_other_images_than_the_rows_of_the_rank(spoil, words):
+    def main(comm):
+        running = executor(comm, "plain", "data", 17, {})
+        x, labels = images(17)[0][0], images(17)[1][0]
+        running.step(spoil(x, *running.plan.input_rows(comm.rank)), labels)
+
+    with pytest.raises(InputError, match=words):
+        threads.run(2, main)
+
+
 # -- what cannot be planned --------------------------------------------------------------------------------
 
 

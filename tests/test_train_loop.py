@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minidnn.comm import threads
+from minidnn.data import Shapes
 from minidnn.errors import InputError
 from minidnn.train import Session, Trainer, parse, parser, train
 from minidnn.train.history import History
@@ -85,6 +86,7 @@ def test_in_float32(capsys):
         "--strategy sequential",
         "--check",
         "--image 31",
+        "--trace elsewhere",
     ],
 )
 def test_ranks_with_different_options(flags):
@@ -97,6 +99,17 @@ def test_ranks_with_different_options(flags):
 
     with pytest.raises(InputError, match=f"the ranks do not run the same program: {option} is .* on rank 1;"):
         threads.run(3, main)
+
+
+def test_ranks_with_different_images(monkeypatch):
+    """The folder or zip may lie elsewhere on each host, but must hold the same."""
+    fingerprint = Shapes.fingerprint
+    names = iter("abc")
+    monkeypatch.setattr(Shapes, "fingerprint", lambda data: fingerprint(data) + next(names))
+    with pytest.raises(
+        InputError, match="the ranks do not run the same program: the data set is .* on rank 0"
+    ):
+        run(3, "")
 
 
 @pytest.mark.parametrize("flags", ["--local-batch-norm", "--micro-batches 2"])

@@ -98,8 +98,9 @@ def all_reduce_inplace(comm: Communicator, flat, algorithm: str = "ring"):
         return flat
     if algorithm == "mpi":
         tag = comm.next_tag()
-        if comm.debug:
-            yield from headers.check(comm, "all_reduce", "mpi", flat.dtype, flat.size, 0)
+        if comm.debug:  # waited for here and now: the library's calls must be made in the order of starting
+            for requests in headers.check(comm, "all_reduce", "mpi", flat.dtype, flat.size, 0):
+                comm.wait(requests)
         yield from library_all_reduce(comm, flat, tag)
     else:
         yield from _run(comm, "all_reduce", algorithm, flat.size, flat)

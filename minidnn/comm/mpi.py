@@ -88,7 +88,8 @@ class MPICommunicator(Communicator):
         super().__init__(comm.Get_rank(), ranks, nodes, engine)
         self.mpi, self.comm, self._device = MPI, comm, None
         here = sum(node == self.nodes[self.rank] for node in self.nodes)
-        self.crowded = here > cores()
+        # all members alike, though one host may have fewer cores: they call the same function of the library
+        self.crowded = comm.allreduce(here > cores(), MPI.LOR)
 
     @classmethod
     def world(cls, world) -> MPICommunicator:
@@ -202,12 +203,14 @@ class MPICommunicator(Communicator):
         host = flat if isinstance(flat, np.ndarray) else self.device.to_host(flat)
         kind = self.mpi.LOR if host.dtype == bool else self.mpi.SUM
         step = max(1, SLICE // host.itemsize)
-        for start in range(0, host.size, step):
-            part = host[start : start + step]
-            if not self.crowded:
+        slices = [host[start : start + step] for start in range(0, host.size, step)]
+        if not self.crowded:
+            for part in slices:
                 self.comm.Allreduce(self.mpi.IN_PLACE, part, kind)
-            else:  # slower, but it can be waited for without taking the core from the others
-                yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part)]
+        else:
+            # Slower, but it can be waited for without taking the core from the others. All are posted at once: the
+            # library pairs calls by their order, and what is posted later may come after another collective's.
+            yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind) for part in slices], host)]
         if host is not flat:
             self.device.to_device(host, flat)
 

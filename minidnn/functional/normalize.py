@@ -4,6 +4,7 @@ The kernels of the former are plain functions on raw arrays: `lrn` and `lrn_grad
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class BatchNorm(Function):
             )
         xp = array_module(x)
         axes = tuple(range(x.ndim - 1))
-        self.count = x.size // c
+        self.count = prod(x.shape[:-1])
         # statistics in float64: a sum over a million float32 values is exact to the last digit that is kept
         mean = x.sum(axis=axes, dtype=np.float64) / max(self.count, 1)
         centred = x - mean.astype(x.dtype)
@@ -110,13 +111,11 @@ class BatchNorm(Function):
             sums[1 : c + 1] = self.count * mean
             sums[c + 1 :] = squares + self.count * mean * mean
             sums = self.all_sum(sums)
-            self.count = sums[0]
-            mean = sums[1 : c + 1] / self.count
+            self.count = float(sums[0])
+            mean = sums[1 : c + 1] / max(self.count, 1)
             squares = xp.maximum(sums[c + 1 :] - self.count * mean * mean, 0)
             centred = x - mean.astype(x.dtype)
-        elif not self.count:
-            raise wrong_shape("batch_norm", f"x {x.shape}", "at least one row")
-        self.mean, self.var = mean, squares / self.count
+        self.mean, self.var = mean, squares / max(self.count, 1)
         self.scale = (1 / xp.sqrt(self.var + self.eps)).astype(x.dtype)
         self.gamma = gamma
         centred *= self.scale
@@ -135,7 +134,7 @@ class BatchNorm(Function):
             sums = self.all_sum(sums)
         if not self.needs[0]:
             return (None,)
-        g, gx_hat = (sums / self.count).astype(gy.dtype).reshape(2, -1)
+        g, gx_hat = (sums / max(self.count, 1)).astype(gy.dtype).reshape(2, -1)
         gx = gy - g
         gx -= xhat * gx_hat
         gx *= self.gamma * self.scale
@@ -215,13 +214,13 @@ def batch_norm(
     Returns
     -------
     y : Tensor (..., c)
-    mean, var : float64 arrays (c,)
+    mean, var : float64 arrays (c,), or None
         Of all rows, the variance biased (divided by their number). Plain arrays: no gradient passes through
-        them here; that of `y` accounts for them.
+        them here; that of `y` accounts for them. None where no rank has a row.
     """
     node = BatchNorm(eps, all_sum)
     y = node(x, gamma, beta)
-    return y, node.mean, node.var
+    return (y, node.mean, node.var) if node.count else (y, None, None)
 
 
 def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5) -> Tensor:

@@ -80,6 +80,8 @@ class BatchNorm(Module):
         if self.is_training:
             y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, self.all_sum)
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+                if batch is None:  # an empty part of a small last batch
+                    continue
                 running.data *= self.momentum
                 running.data += (1 - self.momentum) * batch.astype(running.data.dtype)
             return y

@@ -17,6 +17,7 @@ from .. import nn
 from ..backend import to_host
 from ..comm import collectives
 from ..comm.communicator import Communicator
+from ..errors import InputError
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .boundaries import Boundaries
@@ -186,8 +187,10 @@ class Executor:
 
         Raises
         ------
+        InputError
+            Other images than those of the rows that this rank takes.
         NonFiniteError
-            On every rank, before the update, where the loss is not a finite number.
+            On every rank where the loss is not a finite number; before the update, but for `fc_update="each"`.
         """
         plan = self.plan_for(len(labels), training=True)
         for p in self.replica.parameters.values():
@@ -216,6 +219,7 @@ class Executor:
         return self._plans[key]
 
     def _run(self, plan: Plan, schedule, images, labels, training: bool) -> Result:
+        self._check_images(plan, images, len(labels))
         sub_steps = self.update_each and training
         step = Step(plan, plan.chunks_of(self.comm.rank), images, np.asarray(labels), training, sub_steps)
         result = None
@@ -225,6 +229,18 @@ class Executor:
                 result = done or result
         self._settle(step)
         return result
+
+    def _check_images(self, plan: Plan, images: Any, batch: int) -> None:
+        """Refuse images that are not those of `plan.input_rows`: training would go on, with wrong pairs."""
+        start, stop = plan.input_rows(self.comm.rank)
+        shape = (0, *self.shape) if images is None else images.shape
+        if shape != (stop - start, *self.shape) or (images is not None and images.dtype != self.dtype):
+            given = "none" if images is None else f"{images.dtype} {images.shape}"
+            wanted = f"{self.dtype} {(stop - start, *self.shape)}" if start < stop else "none (None)"
+            raise InputError(
+                f"rank {self.comm.rank}: got images {given}, expected {wanted}: rows {start} to {stop} of the batch of "
+                f"{batch}, of which it is given all labels"
+            )
 
     def _do(self, step: Step, action) -> Result | None:
         match action:

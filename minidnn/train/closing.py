@@ -112,17 +112,15 @@ def _word(ok: bool) -> str:
     return "equal" if ok else "DIFFERS"
 
 
-_WIDTH = 64
-
-
 def _all_keys(comm: Communicator, keys: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """The keys of all ranks, in the order of the first rank that has them."""
     counts = comm.exchange(np.array([len(keys)]))[:, 0]
-    longest = int(counts.max())
-    block = np.zeros((longest, 3, _WIDTH), np.uint8)
+    width = max((len(text.encode()) for key in keys for text in key), default=0)
+    width = int(comm.exchange(np.array([width])).max())
+    block = np.zeros((int(counts.max()), 3, width), np.uint8)
     for i, key in enumerate(keys):
         for j, text in enumerate(key):
-            raw = np.frombuffer(text.encode()[:_WIDTH], np.uint8)
+            raw = np.frombuffer(text.encode(), np.uint8)
             block[i, j, : len(raw)] = raw
     found: dict[tuple[str, str, str], None] = {}
     for rank, theirs in enumerate(comm.exchange(block)):

@@ -30,6 +30,7 @@ _RANGES = (
         "a number from 0 up",
         lambda value: 0 <= value < inf,
     ),
+    (("width",), "a number above 0", lambda value: 0 < value < inf),
     (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
 )
 # Options that only some strategies read.

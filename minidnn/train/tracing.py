@@ -57,7 +57,7 @@ class Tracing:
         ledger = self.ledger
         step = ledger.labels.step
         ledger.end_step(result.loss, result.samples)
-        last = self.args.steps == 1 and self.args.epochs == 1
+        last = len(self.session.train) == 1 and self.args.epochs == 1
         if self.explain and step == (0 if last else EXPLAINED_STEP):
             self.explain = False
             self._tell(step)
