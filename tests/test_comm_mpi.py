@@ -89,6 +89,72 @@ launch(main)
 """
 
 
+FAULT = """
+import sys
+from minidnn.comm.guard import launch
+sys.path.insert(0, "tests")
+from test_comm_protocol import FAULTS
+
+def main(comm):
+    comm.debug = True
+    FAULTS[sys.argv[1]][0](comm)
+
+launch(main, stall=2.0)
+"""
+
+# Calls of the library's all_reduce that overlap, on ranks that test them at different moments.
+LIBRARY = """
+import numpy as np
+from minidnn.comm import collectives as c, mpi
+from minidnn.comm.guard import launch
+
+def main(comm):
+    mpi.SLICE = 1 << 12
+    random = np.random.default_rng(comm.rank)
+    for comm.crowded in (True, False):
+        for comm.debug in (False, True):
+            for _ in range(20):
+                xs = [np.full(5000 + 3000 * k, 10.0**k) for k in range(4)]
+                flying = []
+                for x in xs:
+                    flying.append(c.all_reduce_inplace.start(comm, x, "mpi"))
+                    for _ in range(random.integers(4)):
+                        comm.progress()
+                for pending in flying:
+                    pending.wait()
+                assert all((x == comm.size * 10.0**k).all() for k, x in enumerate(xs))
+    print("fine")
+
+launch(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("wrong size", "differ in elements"),
+        ("order of two layers", "differ in layer"),
+        ("other blocks", "in blocks (3, 1, 1, 1)"),
+        (
+            "an early exit",
+            "waits for rank 2, which has finished (all_reduce ring round 1/1, phase backward, layer fc6)",
+        ),
+        ("a message nobody receives", "rank 0 never received"),
+        ("another tag", "rank 0 waits for rank 2, which has finished (send direct"),
+        ("a receive in place of a collective", "rank 2 has waited too long for rank 0 (send direct"),
+    ],
+)
+def test_a_broken_protocol_is_caught(fault, words):
+    """Each kind of fault of test_comm_protocol.py, on real ranks."""
+    run = mpirun(4, FAULT, fault, timeout=60)
+    assert run.returncode != 0 and words in run.stderr, run.stderr
+
+
+def test_calls_of_the_library_stay_in_order():
+    run = mpirun(3, LIBRARY, timeout=60)
+    assert run.returncode == 0 and run.stdout.count("fine") == 3, run.stderr
+
+
 @pytest.mark.parametrize("p", [2, 3])
 def test_collectives_equal_the_librarys(p, tmp_path):
     run = mpirun(p, COLLECTIVES, timeout=60, env={"XDG_CACHE_HOME": str(tmp_path)})

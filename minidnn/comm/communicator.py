@@ -35,6 +35,10 @@ class DeadlockError(CommunicationError):
     """All ranks that have not finished wait for one another."""
 
 
+class StallError(CommunicationError):
+    """A rank has waited for longer than its guard allows; each rank says for what."""
+
+
 class Communicator(ABC):
     """A group of ranks that can send to one another.
 

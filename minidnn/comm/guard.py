@@ -9,8 +9,9 @@ guard:
 - a rank that waits for one that has returned says so, with the layer and the operation, and ends the run with
   code 1;
 - a rank that returns waits ``leave`` seconds for the others to return, and then ends the run with code 86;
-- with ``stall``, a rank that has not called :meth:`guard.alive` for so many seconds prints where it is, and
-  ends.
+- a message that nobody received ends the run with code 1, where it is only noticed when all have returned;
+- with ``stall``, a rank that has not called :meth:`guard.alive` for so many seconds says for what it waits (the
+  operation, the layer, the ranks), or, if it does not wait for a message, where it is, and ends.
 
 When all ranks fail alike, as they do on bad input, one of them speaks for all: a rank that leaves, for
 whatever reason, first tells the others (a non-blocking all_reduce on a communicator of its own) and, if
@@ -27,17 +28,19 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ContextDecorator
+from math import inf
 
 import numpy as np
 
 from minidnn.errors import InputError
 
-from .communicator import Communicator
+from .communicator import Communicator, StallError
 from .mpi import MPICommunicator, world
 
 LEFT_EARLY = 86  # exit code: this rank finished, others did not
 GOODBYE = 1  # tag of the word that a returning rank leaves for the others
 PATIENCE = 0.5  # seconds that a failing rank gives the others to fail too
+LOOKS = 2.0  # seconds after the limit in which a rank that waits finds out by itself
 
 
 class guard(ContextDecorator):
@@ -76,11 +79,13 @@ class guard(ContextDecorator):
     def alive(self) -> None:
         """This rank is not stuck: begin the stall limit anew."""
         if self.stall is not None:
-            faulthandler.dump_traceback_later(self.stall, exit=True)
+            self.comm.engine.deadline = time.monotonic() + self.stall
+            faulthandler.dump_traceback_later(self.stall + LOOKS, exit=True)
 
     def __exit__(self, kind, error, trace):
         if self.stall is not None:
             faulthandler.cancel_dump_traceback_later()
+            self.comm.engine.deadline = inf
         code = exit_code(error)
         if code == 0:
             self._leave_normally()
@@ -92,15 +97,26 @@ class guard(ContextDecorator):
         if self.control is not None:
             others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
             self._goodbyes = [self.control.Isend(b"", rank, GOODBYE) for rank in others]
-        if self._others(failing=False, patience=self.leave) is None:
+        failing = self._others(failing=False, patience=self.leave)
+        if failing is None:
             self._say(f"rank {self.comm.rank} finished, but other ranks did not within {self.leave:g} s\n")
             self._abort(LEFT_EARLY)
+        everyone = failing == self.comm.size  # has returned, and none has failed
+        if everyone and (left := self.comm.left_over()):
+            self._say("".join(f"{line}\n" for line in left))
+            self._abort(1)
 
     def _leave_failing(self, error, code):
-        speaker = self._others(failing=True, patience=PATIENCE)
+        patience = PATIENCE
+        if isinstance(
+            error, StallError
+        ):  # each says what it waits for; then one that does not wait, where it is
+            self._say(f"{error}\n")
+            patience = 2 * LOOKS
+        speaker = self._others(failing=True, patience=patience)
         if speaker is None:  # the others are stuck, or busy; the lowest of several failing ranks comes first
             time.sleep(0.1 * self.comm.rank)
-        if speaker in (None, self.comm.rank):
+        if speaker in (None, self.comm.rank) and not isinstance(error, StallError):
             self._say(report(error, self.comm.rank, self.comm.size))
         if (
             speaker is None or self.comm.engine.pending

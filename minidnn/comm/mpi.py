@@ -25,7 +25,7 @@ from minidnn._blas import cores
 from minidnn.backend import array_module, is_array
 from minidnn.errors import InputError
 
-from .communicator import CommunicationError, Communicator, Engine
+from .communicator import CommunicationError, Communicator, Engine, StallError
 from .ledger import Ledger
 
 #: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
@@ -87,6 +87,7 @@ class MPICommunicator(Communicator):
 
         super().__init__(comm.Get_rank(), ranks, nodes, engine)
         self.mpi, self.comm, self._device = MPI, comm, None
+        self.engine.groups.append(self)
         here = sum(node == self.nodes[self.rank] for node in self.nodes)
         # all members alike, though one host may have fewer cores: they call the same function of the library
         self.crowded = comm.allreduce(here > cores(), MPI.LOR)
@@ -169,6 +170,7 @@ class MPICommunicator(Communicator):
             if waited > look:
                 look += LOOK
                 self._look_for_departed(groups)
+                self._look_at_the_clock(groups)
 
     def _look_for_departed(self, groups):
         """Fail if this rank waits for one that has finished, and did so at the last look already."""
@@ -181,7 +183,24 @@ class MPICommunicator(Communicator):
                     f"({request.note})"
                 )
 
+    def _look_at_the_clock(self, groups):
+        """Fail if the guard's time is over."""
+        if time.monotonic() > self.engine.deadline:
+            open_requests = [request for group in groups for request in group if not request.done]
+            told = dict.fromkeys(f"rank {request.peer} ({request.note})" for request in open_requests)
+            raise StallError(f"rank {self.ranks[self.rank]} has waited too long for {', '.join(told)}")
+
     # -- the rest ----------------------------------------------------------------------------------------
+
+    def left_over(self) -> list[str]:
+        """What was sent to this rank and never received, in words; asked when all ranks have finished."""
+        found, status = [], self.mpi.Status()
+        for group in self.engine.groups:
+            # more than once: a probe also moves on what is still on its way
+            if any(group.comm.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG, status) for _ in range(10)):
+                source, size = group.ranks[status.source], status.Get_count(self.mpi.BYTE)
+                found.append(f"rank {self.ranks[self.rank]} never received {size} bytes from rank {source}")
+        return found
 
     def abort(self, code=1):
         self.comm.Abort(code)
