@@ -81,6 +81,7 @@ def _add_delegated(add: Callable) -> None:
     def profile_options(p: argparse.ArgumentParser) -> None:
         _model_options(p)
         profile.add_arguments(p)
+        p.set_defaults(batch=16)  # the thesis's
 
     add(
         "profile",
@@ -115,7 +116,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
     p.add_argument("--image", type=int, default=56, help="pixels")
     p.add_argument("--classes", type=int, default=200)
-    p.add_argument("--batch", type=int, help="samples of a step over all ranks; default 16")
+    p.add_argument("--batch", type=int, help="samples of a step over all ranks; default that of training")
 
 
 def _plan_options(p: argparse.ArgumentParser) -> None:
@@ -162,7 +163,7 @@ def _build_model(args: argparse.Namespace, strategy: str = ""):
 
 def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     from .parallel import make_plan, make_strategy
-    from .train.options import parallel_options
+    from .train.options import BATCH, parallel_options
 
     if not ranks.isdigit() or int(ranks) < 1:
         raise InputError(f"--ranks {ranks}: expected a number from 1 up (several only with --compare)")
@@ -172,7 +173,7 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     for name in ("batch", "batch_per_rank"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
-    batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or 16
+    batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or BATCH
     options = parallel_options(args)
     shape = (args.image, args.image, 3)
     try:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from mpi import MPIRUN, ROOT, mpirun
 
-SMALL = "--width 0.1 --images 64 --steps 3 --epochs 1 --validation 16 --quiet".split()
+SMALL = "--width 0.1 --batch 16 --images 64 --steps 3 --epochs 1 --validation 16 --quiet".split()
 EXACT = "--check --dtype float64".split()
 
 needs_mpi = pytest.mark.skipif(MPIRUN is None, reason='no mpirun: pip install "minidnn[mpi]"')
@@ -91,7 +91,7 @@ def test_ranks_with_different_seeds():
 
 @needs_mpi
 def test_bad_input_is_told_once():
-    done = mpirun(3, ROOT / "examples" / "alexnet_data.py", "--batch", "2", *SMALL)
+    done = mpirun(3, ROOT / "examples" / "alexnet_data.py", *SMALL, "--batch", "2")
     assert_one_error(done, 2, "a batch of 2 cannot be split over 3 ranks")
 
 

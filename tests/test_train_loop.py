@@ -18,7 +18,7 @@ SMALL = "--width 0.03 --image 27 --images 50 --validation 20 --steps 3 --epochs 
 
 def run(ranks, flags, main=train, **transport):
     """Run a program on threads; returns what each rank's `main` returns."""
-    args = f"{SMALL} {flags}".split()
+    args = f"{SMALL} {'' if '--batch' in flags else '--batch 16'} {flags}".split()
     return threads.run(
         ranks, lambda comm: main(comm, parse(parser("", "data"), args)), timeout=120, **transport
     )
@@ -60,7 +60,7 @@ def test_check_passes(capsys, name):
 
 def test_epochs_whose_last_batch_is_small(capsys):
     """50 images in batches of 16 leave 2 over, for three ranks; twice."""
-    flags = "--check --epochs 2 --strategy data".replace("--steps 3", "")
+    flags = "--batch 16 --check --epochs 2 --strategy data".replace("--steps 3", "")
     args = f"{SMALL.replace('--steps 3', '')} {flags}".split()
     threads.run(3, lambda comm: train(comm, parse(parser("", "data"), args)), timeout=120)
     out = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_ranks_with_different_options(flags):
     option = flags.split()[0]
 
     def main(comm):
-        own = f"{SMALL} {flags if comm.rank == 1 else ''}".split()
+        own = f"{SMALL} --batch 16 {flags if comm.rank == 1 else ''}".split()
         train(comm, parse(parser("", "data"), own))
 
     with pytest.raises(InputError, match=f"the ranks do not run the same program: {option} is .* on rank 1;"):

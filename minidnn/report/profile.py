@@ -198,7 +198,7 @@ def run(args: argparse.Namespace, model: Sequential) -> int:
         raise InputError("--steps and --threads must be at least 1")
     if args.threads:
         pool.set_threads(args.threads)
-    shape, batch = (args.image, args.image, 3), args.batch or 16
+    shape, batch = (args.image, args.image, 3), args.batch
     model.init(0)
     rows = profile_model(model, shape, batch, args.classes, args.steps)
     kind = "fast" if kernels.fast_in_use() else "plain"

@@ -21,7 +21,7 @@ from ..parallel import Executor, PlacementError, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
-from .options import parallel_options, without_effect
+from .options import BATCH, parallel_options, without_effect
 from .reference import Reference
 from .twin import Twin, chunk_rows
 
@@ -92,7 +92,7 @@ class Session:
     def _batch(self) -> int:
         if self.args.batch_per_rank:
             return self.args.batch_per_rank * self.comm.size
-        return self.args.batch or 16
+        return self.args.batch or BATCH
 
     def new_model(self) -> nn.Sequential:
         """The model that the options ask for, without weights."""
