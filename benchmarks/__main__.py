@@ -18,6 +18,8 @@ from benchmarks.common import header, installed
 NAMES = {
     "step_time": "A training step in one process",
     "parallel_step": "A training step on two ranks",
+    "oversubscribed": "Four ranks on two cores",
+    "schemes": "The schemes of One Weird Trick",
     "collectives": "all_reduce",
     "memory": "Memory",
     "overhead": "Overhead",

@@ -3,8 +3,7 @@
     python -m benchmarks.parallel_step [--quick]
 
 Global batch 16, AlexNet (thesis variant), one BLAS thread a rank, against one process with two. PyTorch's peer is
-DistributedDataParallel over gloo, two processes with one thread each. And the step on four ranks where there are
-two cores, against that on two, with as many BLAS threads as minidnn chooses itself.
+DistributedDataParallel over gloo, two processes with one thread each.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ TARGETS = {
     (56, "data parallel"): 0.60,
     (128, "data parallel"): 0.60,
 }
-LIMIT = 1.5  # of four ranks on two cores against two ranks
 
 
 def job(image: int, strategy: str, parallel: dict[str, Any], quick: bool) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def measure(image: int, rounds: int, steps: int, quick: bool) -> tuple[Times, di
     return times, {name: max(rank["sent"] for rank in ranks) for name, ranks in answers.items()}
 
 
-def two_ranks(quick: bool) -> str:
+def run(quick: bool = False) -> str:
     """The strategies, one process and DDP, alternating in one run for each size of image."""
     rows = []
     for image in (56,) if quick else (56, 128):
@@ -93,43 +91,6 @@ def two_ranks(quick: bool) -> str:
     ]
     title = f"A step of AlexNet (thesis), global batch {BATCH}: medians (quartiles) of alternating rounds"
     return table(rows[:-1], header, title)
-
-
-def oversubscribed(quick: bool) -> str:
-    """Four ranks against two."""
-    rows = []
-    sharded = {"sharded_momentum": True, "bucket_mib": 8.0}
-    work_of = {name: job(56, *choice, quick) for name, choice in STRATEGIES.items()}
-    work_of |= {
-        "data parallel, sharded momentum": job(56, "data", sharded, quick),
-        "data parallel, batch 64": job(56, "data", {}, quick) | {"batch": 64},
-        "data parallel, batch 128": job(56, "data", {}, quick) | {"batch": 128},
-    }
-    for name, work in list(work_of.items())[: 1 if quick else None]:
-        makers = {str(ranks): partial(Worker, "executor", work, None, ranks) for ranks in (2, 4)}
-        with ExitStack() as stack:
-            workers = start_all(stack, makers)
-            rounds, steps = (2, 1) if quick else (15, 5)
-            times = alternate({n: steps_of(worker, steps) for n, worker in workers.items()}, rounds)
-        ratio = ratios(times, "4", "2")
-        cells = (
-            milliseconds(times["2"]),
-            milliseconds(times["4"]),
-            spread(ratio),
-            f"<= {LIMIT}",
-            judged(ratio, LIMIT),
-        )
-        rows.append([name, *cells])
-    header = ["strategy", "2 ranks, ms", "4 ranks, ms", "4 / 2", "target", "met"]
-    title = (
-        f"More ranks than cores: 56 px, global batch {BATCH} where not said, BLAS threads chosen by minidnn"
-    )
-    return table(rows, header, title)
-
-
-def run(quick: bool = False) -> str:
-    """Both tables."""
-    return two_ranks(quick) + "\n\n" + oversubscribed(quick)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,11 @@ def executor(options: dict[str, Any]) -> Handler:
         result = training.step(images, labels)
         ledger.end_step(result.loss, result.samples)
 
+    def communicating() -> tuple[float, float]:
+        """Seconds of messages so far: that the rank has seen of them, and that they were under way."""
+        seen = sum(t for (state, *_), t in ledger.times().items() if state in ("comm", "wait"))
+        return seen, ledger.in_flight
+
     def handle(request: dict[str, Any]) -> dict[str, Any]:
         mode = request.get("ledger", "counters")
         if mode == "calls":
@@ -134,9 +139,23 @@ def executor(options: dict[str, Any]) -> Handler:
             ledger.__class__ = SilentLedger
         if mode == "trace":
             ledger.trace(20)
-        seconds = timed(step, request["steps"], comm.barrier)
+        inside = [0.0, 0.0]
+
+        def counted() -> None:
+            before = communicating()
+            step()
+            for i, (new, old) in enumerate(zip(communicating(), before, strict=True)):
+                inside[i] += (new - old) / request["steps"]
+
+        seconds = timed(counted, request["steps"], comm.barrier)
         ledger.tracing, ledger.__class__ = False, counting
-        return {"seconds": seconds, "peak": peak_memory(), "sent": training.plan.bytes_sent(comm.rank)}
+        return {
+            "seconds": seconds,
+            "peak": peak_memory(),
+            "sent": training.plan.bytes_sent(comm.rank),
+            "exposed": inside[0],
+            "hidden": max(0.0, inside[1] - inside[0]),
+        }
 
     timed(step, options.get("warmup", 2), comm.barrier)
     return handle

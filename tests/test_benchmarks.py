@@ -39,6 +39,8 @@ def run(*arguments, timeout=240):
         ("pipeline", "zb-h1"),
         pytest.param("collectives", "library, one call", marks=needs_mpi),
         pytest.param("parallel_step", "OWT (a) / data parallel", marks=needs_mpi),
+        pytest.param("oversubscribed", "data parallel, batch 16", marks=needs_mpi),
+        pytest.param("schemes", "hidden, ms", marks=needs_mpi),
     ],
 )
 def test_quick_run(name, shown):

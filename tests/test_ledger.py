@@ -104,6 +104,27 @@ def test_a_collective_in_flight_is_recorded_under_its_own_labels():
         assert sum(s["flops"] for s in spans) == 5
 
 
+def test_time_in_flight_is_counted_once_however_many_collectives_fly():
+    """From the first start to the last end, on a clock that only the program moves."""
+
+    def main(comm):
+        clock = Clock()
+        comm.ledger = Ledger(comm.rank, comm.size, clock)
+        first = collectives.all_reduce.start(comm, np.ones(4))
+        clock.now += 1
+        second = collectives.all_reduce.start(comm, np.ones(4))
+        clock.now += 2
+        first.wait()
+        clock.now += 4
+        under_way = comm.ledger.in_flight
+        second.wait()
+        clock.now += 8  # nothing flies, unless the first wait saw the second one to its end, too
+        return under_way, comm.ledger.in_flight
+
+    for under_way, in_flight in threads.run(2, main):
+        assert in_flight == under_way and in_flight in (3, 7)
+
+
 def test_only_the_last_steps_are_kept():
     ledger = Ledger()
     ledger.trace(last_steps=3)

@@ -248,6 +248,8 @@ def test_the_closing_table(capsys):
     assert set(times) >= {*states, "step"} and all(len(row) == 3 for row in times.values())
     for rank in range(3):  # a rank is in one state at every moment: they add up, but for the rounding
         assert sum(times[s][rank] for s in states) == pytest.approx(times["step"][rank], abs=0.03)
+    hidden = next(numbers(line) for line in lines if line.startswith("messages hidden by computing"))
+    assert len(hidden) == 3 and all(0 <= x <= times["step"][rank] for rank, x in enumerate(hidden))
     rows = [re.split(r"\s{2,}", line) for line in lines if line.endswith(" equal")]
     assert {"fc6", "fc7", "fc8", "loss", "all"} <= {row[0] for row in rows}
     messages = [float(row[-4]) for row in rows]

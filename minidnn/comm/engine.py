@@ -95,6 +95,8 @@ class Engine:
 
     def start(self, comm, generator) -> Pending:
         pending = Pending(self, comm, generator)
+        if not self.pending:
+            self.ledger.flying(True)
         self.pending.append(pending)
         self._advance(pending)
         return pending
@@ -119,6 +121,8 @@ class Engine:
     def _end(self, pending):
         pending.done, pending.requests = True, ()
         self.pending.remove(pending)
+        if not self.pending:
+            self.ledger.flying(False)
 
     def progress(self) -> None:
         """Move on every collective whose messages have arrived; never waits."""

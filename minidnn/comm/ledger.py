@@ -80,6 +80,9 @@ class Ledger:
         ``traffic[layer, phase, op] = [messages sent, bytes sent, messages received, bytes received]``
     seconds : dict
         ``seconds[state, layer, phase]``, up to the last change of state (:meth:`times` is up to now).
+    in_flight : float
+        Seconds in which a collective was under way, up to now: from its start until this rank noticed its end.
+        Less those of communicating and waiting, it is the time hidden behind other work.
     tracing : bool
         Whether records are kept.
     reference : callable or None
@@ -100,6 +103,7 @@ class Ledger:
         self._now = ("other", "", ""), (None, None)  # (state, layer, phase), (chunk, step)
         self._flops = 0
         self._since = self._step_begin = clock()
+        self._flown, self._took_off = 0.0, None
 
     # -- labels ------------------------------------------------------------------------------------------
 
@@ -152,6 +156,19 @@ class Ledger:
         """Seconds by (state, layer, phase), up to now; their sum is the time since the ledger was made."""
         self._switch(self._now, 0)
         return dict(self.seconds)
+
+    def flying(self, any_collective: bool) -> None:
+        """The first collective begins, or the last one under way has ended."""
+        now = self.clock()
+        if any_collective:
+            self._took_off = now
+        else:
+            self._flown += now - self._took_off
+            self._took_off = None
+
+    @property
+    def in_flight(self) -> float:
+        return self._flown + (0.0 if self._took_off is None else self.clock() - self._took_off)
 
     # -- messages ----------------------------------------------------------------------------------------
 

@@ -26,18 +26,20 @@ class Meter:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.seconds = dict.fromkeys(STATES, 0.0)
+        self.in_flight = 0.0
         self.traffic: dict[tuple[str, str, str], np.ndarray] = {}
         self.batches: Counter[int] = Counter()
 
     def begin(self) -> None:
         """Before a run of training steps."""
-        self._seconds = _by_state(self.ledger)
+        self._seconds, self._in_flight = _by_state(self.ledger), self.ledger.in_flight
         self._traffic = {key: np.array(cell) for key, cell in self.ledger.traffic.items()}
 
     def end(self) -> None:
         """After it."""
         for state, seconds in _by_state(self.ledger).items():
             self.seconds[state] += seconds - self._seconds[state]
+        self.in_flight += self.ledger.in_flight - self._in_flight
         for key, cell in self.ledger.traffic.items():
             gained = np.array(cell) - self._traffic.get(key, 0)
             self.traffic[key] = self.traffic.get(key, 0) + gained
@@ -45,6 +47,11 @@ class Meter:
     @property
     def steps(self) -> int:
         return sum(self.batches.values())
+
+    @property
+    def hidden(self) -> float:
+        """Seconds in which messages were under way while this rank did other work."""
+        return max(0.0, self.in_flight - self.seconds["comm"] - self.seconds["wait"])
 
 
 def _by_state(ledger: Ledger) -> dict[str, float]:
@@ -55,11 +62,17 @@ def _by_state(ledger: Ledger) -> dict[str, float]:
 
 
 def time_table(comm: Communicator, meter: Meter) -> tuple[str, np.ndarray]:
-    """Milliseconds per step in each state, for every rank; and the numbers (ranks, states)."""
-    mine = np.array([meter.seconds[s] for s in STATES])
+    """Milliseconds per step in each state, for every rank; and the numbers (ranks, states).
+
+    Communication and waiting are what a rank sees of its messages ("exposed"); the last row is what it does not,
+    since it computes meanwhile.
+    """
+    mine = np.array([*(meter.seconds[s] for s in STATES), meter.hidden])
     everyone = comm.exchange(1e3 * mine / max(1, meter.steps))
+    hidden, everyone = everyone[:, -1], everyone[:, :-1]
     rows = [[title, *(f"{v:.2f}" for v in everyone[:, i])] for i, title in enumerate(STATES.values())]
     rows += [[], ["step", *(f"{v:.2f}" for v in everyone.sum(axis=1))]]
+    rows += [["messages hidden by computing", *(f"{v:.2f}" for v in hidden)]]
     header = ["ms per step", *(f"rank {r}" for r in range(comm.size))]
     return table(rows, header, f"Time of a step, mean of {meter.steps}"), everyone
 
