@@ -174,7 +174,7 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or BATCH
-    options = parallel_options(args)
+    options = parallel_options(args, batch=batch)
     shape = (args.image, args.image, 3)
     try:
         model = _build_model(args, strategy)

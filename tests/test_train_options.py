@@ -5,7 +5,7 @@ from parallel_cases import MODELS, SHAPE
 
 from minidnn.errors import InputError
 from minidnn.parallel import Options
-from minidnn.parallel.costs import measured_costs
+from minidnn.parallel.costs import estimated_costs, measured_costs
 from minidnn.train import parse, parser
 from minidnn.train.options import parallel_options, without_effect
 
@@ -201,5 +201,19 @@ def test_a_file_that_is_not_text(tmp_path):
 def test_measured_costs(model):
     """Seconds of each layer, those with several inputs and those that know of the step among them."""
     net = MODELS[model]()
-    costs = measured_costs(net, SHAPE, batch=4)
+    costs = measured_costs(net, SHAPE, batch=4, micro_batches=2)
     assert len(costs) == len(net.names) and all(0 < cost < 10 for cost in costs)
+
+
+def test_estimated_costs_count_the_update():
+    """A large layer after the convolutions weighs by its weights in a small batch, by its products in a large one."""
+    net = MODELS["plain"]()
+    conv2, fc6 = net.names.index("conv2"), net.names.index("fc6")
+    small, large = (estimated_costs(net, SHAPE, batch) for batch in (1, 100))
+    weights = 32 * 10 + 10
+    assert (
+        small[fc6] == 2 * 15 * weights + 320 + 50 * weights + 1
+    )  # reading them takes longer than the products
+    assert large[fc6] == 3 * 100 * 320 + 50 * weights + 1
+    assert small[conv2] / small[fc6] < large[conv2] / large[fc6]
+    assert estimated_costs(net, SHAPE, 4, 4)[fc6] == 4 * (small[fc6] - 50 * weights - 1) + 50 * weights + 1

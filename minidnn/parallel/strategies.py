@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase
 from .. import nn
 from ..errors import InputError
 from .balance import balanced_starts
+from .costs import estimated_costs
 from .placement import Grid, OnRank, Partial, Placement, Replicate, Shard
 from .planner import LOSS
 from .schedule import accumulate, live_activations, one_weird_trick, pipeline
@@ -82,7 +83,7 @@ def _stage_starts(model: nn.Sequential, shape: Shape, ranks: int, options: Optio
     if ranks > len(names):
         raise InputError(f"layer_split over {ranks} ranks needs as many layers; the model has {len(names)}")
     if options.stages is None:
-        costs = options.costs or [3 * layer.macs(*ins) + 1 for _, layer, ins, _ in model.shapes(shape)]
+        costs = options.costs or estimated_costs(model, shape, options.batch, options.micro_batches)
         # cut before layers with weights, where pooling has made the activations small
         firsts = [i for i, (_, layer) in enumerate(model) if i == 0 or layer.parameters()]
         if len(firsts) < ranks:

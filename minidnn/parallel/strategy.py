@@ -79,7 +79,7 @@ class Options:
     stages : sequence of int or str, optional
         Of a layer split: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced.
     costs : sequence of float, optional
-        Of a layer split: the cost of each layer to balance by; default its multiplications.
+        Of a layer split: the cost of each layer to balance by; default `estimated_costs` of `batch` samples.
     scheme, fc_update : str
         Of OWT: a, b or c, and "once" or "each" (the fully connected layers step after every chunk).
     fc_gradients : str
@@ -105,6 +105,7 @@ class Options:
     schedule: str = "1f1b"
     stages: tuple[int | str, ...] | None = None
     costs: tuple[float, ...] | None = None
+    batch: int = 64
     scheme: str = "a"
     fc_update: str = "once"
     fc_gradients: str = "sum"

@@ -111,9 +111,9 @@ class Session:
 
     def _measured(self, shape: tuple[int, ...]) -> dict[str, object]:
         """Options that come from this machine, the same on every rank."""
-        found: dict[str, object] = {"nodes": self.comm.nodes}
+        found: dict[str, object] = {"nodes": self.comm.nodes, "batch": self.batch}
         if self.args.balance == "measured":
-            costs = measured_costs(self.new_model(), shape, max(1, self.batch // self.comm.size))
+            costs = measured_costs(self.new_model(), shape, self.batch, self.args.micro_batches)
             found["costs"] = tuple(self.comm.exchange(np.array(costs))[0].tolist())
         if self.args.all_reduce == "auto":
             found["link"] = measure(self.comm)
