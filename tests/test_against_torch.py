@@ -33,11 +33,12 @@ class TorchModel:
             self.values[name] = tensor.requires_grad_(".running" not in name)
 
     def parameter_groups(self):
-        """For PyTorch's optimisers, where exempting the biases from weight decay takes a group of their own."""
+        """For PyTorch's optimisers, where what weight decay leaves out takes a group of its own."""
         trained = {name: value for name, value in self.values.items() if value.requires_grad}
-        biases = [value for name, value in trained.items() if name.endswith(".b")]
-        others = [value for name, value in trained.items() if not name.endswith(".b")]
-        return [{"params": others}, {"params": biases, "weight_decay": 0.0}]
+        without = (".b", ".beta", ".gamma")
+        vectors = [value for name, value in trained.items() if name.endswith(without)]
+        matrices = [value for name, value in trained.items() if not name.endswith(without)]
+        return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
     def __call__(self, images, step=None):
         """Logits; dropout with the masks of training step `step`, none of it in evaluation (None)."""
