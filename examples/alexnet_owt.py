@@ -12,7 +12,7 @@ travel.  What travels instead, and this program prints and counts it to the byte
   between    all_gather      fc6's half of the features for fc7, fc7's for fc8, fc8's logits for the loss
   at the end all_reduce      the gradients of the convolutions: their small weights are on every rank
 
-It trains on drawn shapes, so nothing is downloaded; two ranks on two cores take about a minute and reach
+It trains on drawn shapes, so nothing is downloaded; two ranks on two cores take half a minute and reach
 90 % and more on the validation images.  Worth trying next:
 
   --check --dtype float64 --steps 3 --epochs 1    the same training in one process beside it, compared

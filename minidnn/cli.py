@@ -114,6 +114,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", default="alexnet", help="alexnet, lenet, mlp, ...")
     p.add_argument("--variant", help="of alexnet: thesis, 2012 or owt; default by the image's size")
     p.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
+    p.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
     p.add_argument("--image", type=int, default=56, help="pixels")
     p.add_argument("--classes", type=int, default=200)
     p.add_argument("--batch", type=int, help="samples of a step over all ranks; default that of training")
@@ -130,6 +131,9 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--ranks", default="2", help="number of ranks; several with --compare: 2,4,8")
     p.add_argument("--batch-per-rank", type=int)
+    p.add_argument(
+        "--nodes", type=int, default=1, help="hosts that the ranks are spread over, for hierarchical"
+    )
     p.add_argument("--dtype", default="float32")
     p.add_argument("--all-reduce", default="ring")
     p.add_argument("--buckets", type=float, default=25.0, metavar="MIB")
@@ -153,7 +157,7 @@ def _build_model(args: argparse.Namespace, strategy: str = ""):
     options: dict[str, object] = {"image": args.image, "classes": args.classes}
     if args.model == "alexnet":
         large = "2012" if strategy == "alexnet2012" else "owt" if args.image >= 200 else "thesis"
-        options |= {"variant": args.variant or large, "norm": args.norm}
+        options |= {"variant": args.variant or large, "norm": args.norm, "width": args.width}
     elif args.model == "lenet":
         options["channels"] = 3
     else:
@@ -174,7 +178,10 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or BATCH
-    options = parallel_options(args, batch=batch)
+    if not 1 <= args.nodes <= size:
+        raise InputError(f"--nodes {args.nodes}: expected 1 to {size}, the number of ranks")
+    nodes = tuple(rank * args.nodes // size for rank in range(size))
+    options = parallel_options(args, batch=batch, nodes=nodes)
     shape = (args.image, args.image, 3)
     try:
         model = _build_model(args, strategy)

@@ -106,6 +106,7 @@ def test_what_is_not_named_follows_the_layer_before():
     [
         ({"conv9": ROWS}, InputError, ["'conv9'", "conv1", "fc8", "loss"]),
         ({"fc*": COLUMNS, "pool[34]": ROWS}, InputError, ["'pool[34]'"]),
+        ({"conv*": ROWS, "conv1": COLUMNS}, InputError, ["'conv1' never applies", "put it first"]),
         ({"fc6": OnRank(3)}, InputError, ["'fc6'", "rank 3", "3 ranks"]),
         ({"fc6": OnRank(-1)}, InputError, ["'fc6'", "rank -1"]),
         ({"relu6": SUM}, PlacementError, ["relu6", "ReLU", "Partial"]),

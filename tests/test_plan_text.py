@@ -137,6 +137,8 @@ def test_causes_cover_all_bytes_but_the_metrics(name, ranks):
         ("--batch 0", "--batch 0: expected 1 or more"),
         ("--batch-per-rank -1", "--batch-per-rank -1: expected 1 or more"),
         ("--batch 8 --batch-per-rank 4", "exclude each other"),
+        ("--nodes 3", "--nodes 3: expected 1 to 2, the number of ranks"),
+        ("--width nan", "width must be positive, got nan"),
         ("--buckets nan", "--buckets nan: expected a size in MiB"),
         (
             "--stages 1,2 --strategy layer_split",

@@ -3,7 +3,7 @@
 The cost model is the usual one (Thakur, Rabenseifner and Gropp 2005): a message of n bytes takes alpha + n
 beta seconds, adding n bytes takes n gamma.  It is applied to the rounds themselves: a round lasts as long
 as its busiest rank.  The three numbers are measured by a short ping-pong when a run starts
-(:func:`measure`) and kept per host.
+(:func:`measure`) and kept per host for a day, in :func:`cache_file`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from .algorithms import rounds
 from .communicator import PING, Communicator
 
+MAX_AGE = 24 * 3600.0  # seconds that a measured link is believed: it may have been taken on a busy machine
 CANDIDATES = ("ring", "doubling", "halving", "tree", "direct")
 
 
@@ -75,7 +76,7 @@ def measure(comm: Communicator) -> Link:
             cached = _ping_pong(comm)
             if comm.rank == 0:
                 _store(key, cached)
-        own = np.array(cached if comm.rank == 0 else DEFAULT)
+        own = np.array(cached[: len(DEFAULT)] if comm.rank == 0 else DEFAULT)
         link = Link(*map(float, comm.exchange(own)[0]))
     comm.engine.link = link
     return link
@@ -112,9 +113,12 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidnn" / "links.json"
 
 
-def _load() -> dict[str, Link]:
+def _load() -> dict[str, list[float]]:
+    """What is kept and not too old: for each key the numbers of its link, and when they were measured."""
     try:
-        return {key: Link(*map(float, value)) for key, value in json.loads(cache_file().read_text()).items()}
+        entries = json.loads(cache_file().read_text()).items()
+        kept = {key: [float(x) for x in value] for key, value in entries}
+        return {key: x for key, x in kept.items() if len(x) == 4 and time.time() - x[-1] < MAX_AGE}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # no cache, or not one of ours: measure
 
@@ -125,7 +129,7 @@ def _store(key: str, link: Link) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**_load(), key: link}))
+        partial.write_text(json.dumps({**_load(), key: [*link, time.time()]}))
         os.replace(partial, path)
     except OSError:
         pass  # a cache that cannot be written only costs the next run its ping-pong

@@ -223,7 +223,7 @@ def place(placements: Mapping[str, Placement]) -> Callable[..., Strategy]:
     Raises
     ------
     InputError
-        When built: a pattern that matches no layer, an `OnRank` beyond the ranks.
+        When built: a pattern that matches no layer, or none that an earlier one leaves; an `OnRank` beyond the ranks.
     PlacementError
         When built: a placement that the layer cannot take.
     """
@@ -238,11 +238,13 @@ def place(placements: Mapping[str, Placement]) -> Callable[..., Strategy]:
                 raise InputError(f"place: {pattern!r} is {placement!r}: expected {known}")
             if isinstance(placement, OnRank) and not 0 <= placement.rank < ranks:
                 raise InputError(f"place: {pattern!r} on rank {placement.rank}, but there are {ranks} ranks")
-        rules: dict[str, Placement] = {}
-        for name in names:
-            for pattern, placement in placements.items():
-                if fnmatchcase(name, pattern):
-                    rules.setdefault(name, placement)
+        first = {n: next((p for p in placements if fnmatchcase(n, p)), None) for n in names}
+        for pattern in placements:
+            if pattern not in first.values():
+                raise InputError(
+                    f"place: {pattern!r} never applies, as a pattern before it matches its layers: put it first"
+                )
+        rules = {name: placements[pattern] for name, pattern in first.items() if pattern is not None}
         found = _follow(model, shape, model.names, rules, Shard(0), ranks)
         for name, _, ins, _ in model.shapes(shape):
             requirement(name, model[name], found[name], ranks, ins[0])

@@ -54,6 +54,7 @@ class Session:
         with self.ledger.during("input"):
             self.dataset = self._dataset()
             check_same(comm, {"the data set": self.dataset.fingerprint()})
+        comm.alive()
         self.batch = self._batch()
         self.model = self.new_model()
         shape = (self.dataset.image, self.dataset.image, 3)

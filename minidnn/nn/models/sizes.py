@@ -1,5 +1,7 @@
 """Image sizes that a network can take: counted through its layers, so no table can go out of date."""
 
+from math import inf
+
 from minidnn.errors import InputError
 from minidnn.nn.sequential import Sequential
 
@@ -46,6 +48,6 @@ def flat_features(model: str, features: Sequential, shape: tuple[int, int, int])
 
 def scaled(count: int, width: float, groups: int = 1) -> int:
     """``count`` channels or features times ``width``, as a multiple of ``groups``; one each at least."""
-    if width <= 0:
+    if not 0 < width < inf:
         raise InputError(f"width must be positive, got {width}")
     return groups * max(1, round(count * width / groups))
