@@ -104,7 +104,7 @@ def executor(options: dict[str, Any]) -> Handler:
 
     comm, batch = world(), options["batch"]
     model, shape = model_of(options)
-    planned = Options(**options.get("parallel", {}))
+    planned = Options(**{"batch": batch} | options.get("parallel", {}))
     strategy = make_strategy(options["strategy"], model, shape, comm.size, planned)
 
     def optimiser(groups):

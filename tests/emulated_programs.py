@@ -135,6 +135,7 @@ def parallel():
     found = {}
     for name, options in (
         ("data", Options(sharded_momentum=True)),
+        ("data", Options(fc_gradients="factors", sharded_momentum=True)),
         ("data", Options(bucket_mib=0, micro_batches=2)),
         ("owt", Options()),
         ("owt", Options(scheme="b", fc_update="each")),

@@ -62,6 +62,11 @@ GRIDS = {
         *(4, "hybrid"),
         FACTORS | {"scheme": "b", "sharded_momentum": True},
     ),
+    "alexnet2012 2 x 2, factors, sharded momentum": (
+        *(4, "alexnet2012"),
+        FACTORS | {"sharded_momentum": True},
+    ),
+    "alexnet2012 1 x 4": (4, "alexnet2012", {"dp": 1}),
     "hybrid 2 x 2, pairs c, factors": (4, "hybrid", FACTORS | {"fc_pairs": True, "scheme": "c"}),
     "hybrid 3 x 2": (6, "hybrid", {"dp": 3}),
     "hybrid 2 x 3 c": (6, "hybrid", {"dp": 2, "scheme": "c"}),

@@ -28,7 +28,7 @@ def test_defaults():
     assert (args.model, args.strategy, args.epochs, args.steps, args.batch) == (
         "alexnet",
         "data",
-        5,
+        10,
         None,
         None,
     )
@@ -40,7 +40,7 @@ def test_defaults():
 def test_check_alone_is_short():
     """In float32 a long comparison says little; whoever asks for more gets it."""
     assert (parsed("--check").steps, parsed("--check").epochs) == (3, 1)
-    assert (parsed("--check", "--steps", "9").steps, parsed("--check", "--steps", "9").epochs) == (9, 5)
+    assert (parsed("--check", "--steps", "9").steps, parsed("--check", "--steps", "9").epochs) == (9, 10)
     assert parsed("--check", "--epochs", "2").epochs == 2
 
 

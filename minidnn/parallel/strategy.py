@@ -105,7 +105,7 @@ class Options:
     schedule: str = "1f1b"
     stages: tuple[int | str, ...] | None = None
     costs: tuple[float, ...] | None = None
-    batch: int = 64
+    batch: int = 128
     scheme: str = "a"
     fc_update: str = "once"
     fc_gradients: str = "sum"

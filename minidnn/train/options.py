@@ -17,9 +17,9 @@ from ..parallel.strategy import Options
 # Of a run with --check that does not say how long. Longer ones are honest in float64 only: in float32, rounding
 # sooner or later turns a ReLU on in one run that is off in the other, and from there they part.
 CHECK_STEPS = 3
-# The thesis has 16 samples, without momentum. With 64 the products of the fully connected layers, whose weights are
-# read whole for however few rows, do half as much again a second; the learning rate is the thesis's for it.
-BATCH, EPOCHS, RATE = 64, 5, 0.01
+# AlexNet's own (2012, sec. 5), as momentum and weight decay are. The thesis has 16 samples, without momentum; but with
+# few samples a step is the reading and updating of the fully connected weights, however the work is split.
+BATCH, EPOCHS, RATE = 128, 10, 0.01
 
 # What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
 _RANGES = (
