@@ -1,14 +1,10 @@
-"""BLAS threads: as many as this rank's share of the cores. And BLAS kernels: those that the processor is made for.
+"""BLAS threads: as many as this rank's share of the cores.
 
 NumPy's BLAS starts one thread per core in every process.  With several ranks on a machine that is ranks x
 cores threads, and MPI ranks that wait keep their core busy: steps become up to 70 times slower.  So the
 number is set to cores // (ranks on this machine): in the environment where NumPy is yet to be imported, else
 in the BLAS that it has loaded.  Setting ``OPENBLAS_NUM_THREADS`` or another of :data:`VARIABLES` oneself takes
 precedence.
-
-OpenBLAS chooses its kernels by the processor's number, and takes those of 2013 where it does not know it: up to
-0.3.31, that of NumPy 2.4, on AMD's Zen 5. With its AVX-512 kernels products there are nearly twice as fast (2048 x
-2048 on two cores: 250 and 475 GFLOP/s), so they are asked for, unless ``OPENBLAS_CORETYPE`` is set.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 
-ZEN5 = 26  # the family's number
 VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 #: What the launchers tell each rank: ranks on this machine (MPICH and its kin, Open MPI, Slurm, ...).
 LOCAL_RANKS = (
@@ -46,24 +41,6 @@ def local_ranks() -> int:
     return 1
 
 
-def misses_avx512(cpuinfo: str) -> bool:
-    """Whether OpenBLAS is known to take kernels without AVX-512 on the processor that /proc/cpuinfo describes."""
-    fields = dict(line.partition(":")[::2] for line in reversed(cpuinfo.splitlines()))
-    found = {name.strip(): value.split() for name, value in fields.items()}
-    vendor, family = found.get("vendor_id"), found.get("cpu family", ["0"])[0]
-    return vendor == ["AuthenticAMD"] and int(family) >= ZEN5 and found.get("flags", []).count("avx512vl") > 0
-
-
-def choose_kernels() -> None:
-    """Name the kernels that OpenBLAS would miss; of no effect where NumPy has been imported already."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            if misses_avx512(file.read()):
-                os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
-    except (OSError, ValueError):
-        pass  # not Linux: OpenBLAS chooses
-
-
 def limit_blas_threads() -> str:
     """Set the number of BLAS threads for this rank.
 
@@ -91,6 +68,5 @@ def limit_blas_threads() -> str:
     return f"{share} BLAS threads a rank ({cores()} cores, {ranks} ranks)"
 
 
-choose_kernels()
 #: What :func:`limit_blas_threads` found or set when minidnn was imported.
 STATUS = limit_blas_threads()

@@ -6,8 +6,6 @@ import sys
 import pytest
 from mpi import ROOT, mpirun
 
-from minidnn import _blas
-
 pytest.importorskip("mpi4py")
 
 # The stall is in line 24, as the watchdog will say.
@@ -101,21 +99,6 @@ def test_missing_mpi4py_names_the_extra():
     assert run.returncode == 2
     assert run.stderr.startswith('error: running under mpirun needs mpi4py: pip install "minidnn[mpi]"')
     assert len(run.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("vendor", "family", "flags", "misses"),
-    [
-        ("AuthenticAMD", "26", "fpu avx2 avx512f avx512vl", True),
-        ("AuthenticAMD", "25", "fpu avx2 avx512f avx512vl", False),  # Zen 4: OpenBLAS knows it
-        ("AuthenticAMD", "26", "fpu avx2", False),
-        ("GenuineIntel", "26", "fpu avx2 avx512f avx512vl", False),
-    ],
-)
-def test_kernels_that_openblas_would_miss(vendor, family, flags, misses):
-    core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n\n"
-    assert _blas.misses_avx512(core + core) is misses
-    assert not _blas.misses_avx512("") and not _blas.misses_avx512("Features : neon\n")
 
 
 def test_blas_threads_are_shared_out_before_numpy_starts_them():
