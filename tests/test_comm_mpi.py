@@ -99,7 +99,7 @@ def main(comm):
     comm.debug = True
     FAULTS[sys.argv[1]][0](comm)
 
-launch(main, stall=2.0)
+launch(main, stall=4.0)
 """
 
 # Calls of the library's all_reduce that overlap, on ranks that test them at different moments.

@@ -68,7 +68,9 @@ launch(main, case, who, leave=leave, stall=1.0 if case == "stall" else None)
 )
 def test_the_run_ends(case, who, code, said):
     run = mpirun(2, PROGRAM, case, who, timeout=30)
-    assert run.returncode == code, run.stderr
+    # where one rank ends the others, MPICH may report the signal that it sent them in place of that rank's code
+    aborts = who == "1" or "under way" in case
+    assert run.returncode == code or (aborts and run.returncode == 9), run.stderr
     assert run.stdout.count("done") == (2 if code == 0 else 0)
     assert run.stderr.count(said) == 1 or not said
     if case == "input":

@@ -170,7 +170,8 @@ class MPICommunicator(Communicator):
             if waited > look:
                 look += LOOK
                 self._look_for_departed(groups)
-                self._look_at_the_clock(groups)
+            if time.monotonic() > self.engine.deadline:
+                self._give_up(groups)
 
     def _look_for_departed(self, groups):
         """Fail if this rank waits for one that has finished, and did so at the last look already."""
@@ -183,12 +184,11 @@ class MPICommunicator(Communicator):
                     f"({request.note})"
                 )
 
-    def _look_at_the_clock(self, groups):
-        """Fail if the guard's time is over."""
-        if time.monotonic() > self.engine.deadline:
-            open_requests = [request for group in groups for request in group if not request.done]
-            told = dict.fromkeys(f"rank {request.peer} ({request.note})" for request in open_requests)
-            raise StallError(f"rank {self.ranks[self.rank]} has waited too long for {', '.join(told)}")
+    def _give_up(self, groups):
+        """Say for what this rank has waited until the guard's time was over."""
+        open_requests = [request for group in groups for request in group if not request.done]
+        told = dict.fromkeys(f"rank {request.peer} ({request.note})" for request in open_requests)
+        raise StallError(f"rank {self.ranks[self.rank]} has waited too long for {', '.join(told)}")
 
     # -- the rest ----------------------------------------------------------------------------------------
 
