@@ -117,7 +117,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
     p.add_argument("--image", type=int, default=56, help="pixels")
     p.add_argument("--classes", type=int, default=200)
-    p.add_argument("--batch", type=int, help="samples of a step over all ranks; default that of training")
+    p.add_argument("--batch", type=int, help="samples of a step over all ranks")
 
 
 def _plan_options(p: argparse.ArgumentParser) -> None:
@@ -148,7 +148,7 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
     p.add_argument("--rank", type=int, action="append", metavar="R", help="show this rank only (repeatable)")
     p.add_argument("--compare", action="store_true", help="one table over strategies and numbers of ranks")
-    p.set_defaults(local_batch_norm=False)
+    p.set_defaults(local_batch_norm=False, image=None)
 
 
 def _build_model(args: argparse.Namespace, strategy: str = ""):
@@ -182,6 +182,8 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
         raise InputError(f"--nodes {args.nodes}: expected 1 to {size}, the number of ranks")
     nodes = tuple(rank * args.nodes // size for rank in range(size))
     options = parallel_options(args, batch=batch, nodes=nodes)
+    if args.image is None:
+        args.image = 67 if strategy == "alexnet2012" else 56  # the least that the network of 2012 takes
     shape = (args.image, args.image, 3)
     try:
         model = _build_model(args, strategy)

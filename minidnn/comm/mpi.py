@@ -25,7 +25,7 @@ from minidnn._blas import cores
 from minidnn.backend import array_module, is_array
 from minidnn.errors import InputError
 
-from .communicator import CommunicationError, Communicator, Engine, StallError
+from .communicator import CommunicationError, Communicator, Engine, Note, StallError
 from .ledger import Ledger
 
 #: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
@@ -187,7 +187,9 @@ class MPICommunicator(Communicator):
     def _give_up(self, groups):
         """Say for what this rank has waited until the guard's time was over."""
         open_requests = [request for group in groups for request in group if not request.done]
-        told = dict.fromkeys(f"rank {request.peer} ({request.note})" for request in open_requests)
+        told = dict.fromkeys(
+            f"{'the others' if r.peer is None else f'rank {r.peer}'} ({r.note})" for r in open_requests
+        )
         raise StallError(f"rank {self.ranks[self.rank]} has waited too long for {', '.join(told)}")
 
     # -- the rest ----------------------------------------------------------------------------------------
@@ -229,7 +231,9 @@ class MPICommunicator(Communicator):
         else:
             # Slower, but it can be waited for without taking the core from the others. All are posted at once: the
             # library pairs calls by their order, and what is posted later may come after another collective's.
-            yield [Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind) for part in slices], host)]
+            request = Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind) for part in slices], host)
+            request.note = Note("all_reduce", "mpi", self.ledger.labels)
+            yield [request]
         if host is not flat:
             self.device.to_device(host, flat)
 

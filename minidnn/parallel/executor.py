@@ -188,7 +188,7 @@ class Executor:
         Raises
         ------
         InputError
-            Other images than those of the rows that this rank takes.
+            Other images than those of the rows that this rank takes; on the rank concerned only.
         NonFiniteError
             On every rank where the loss is not a finite number; before the update, but for `fc_update="each"`.
         """

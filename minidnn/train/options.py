@@ -225,7 +225,7 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     stages = None
     if args.stages:
         words = (word.strip() for word in args.stages.split(","))
-        stages = tuple(int(word) if word.isdigit() else word for word in words)
+        stages = tuple(int(word) if word.isdecimal() else word for word in words)
     values: dict[str, object] = {
         "dtype": args.dtype,
         "all_reduce": args.all_reduce,

@@ -17,7 +17,7 @@ from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..optim import SGD
-from ..parallel import Executor, PlacementError, Strategy, make_strategy
+from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
@@ -130,7 +130,8 @@ class Session:
         """Refuse --check where batch norm sees other samples than in one process."""
         norms = [name for name, layer in self.model if isinstance(layer, nn.BatchNorm)]
         segments = {self.strategy.segment_of(name, self.model.names) for name in norms}
-        local = self.args.local_batch_norm and self.comm.size > 1
+        apart = self.strategy.grid.dp > 1 or Shard(0) in (self.strategy.placements[name] for name in norms)
+        local = self.args.local_batch_norm and self.comm.size > 1 and apart
         if norms and (local or any(self.strategy.chunks[i] > 1 for i in segments)):
             raise InputError(
                 "--check with batch norm: its statistics are those of a micro-batch (or of a rank, with "
@@ -187,4 +188,8 @@ class Session:
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
         lines = [f"{where}, {STATUS}, {self.args.device}", repr(self.dataset)]
-        return "\n".join(lines + without_effect(self.args))
+        lines += without_effect(self.args)
+        buckets = self.executor.plan.buckets.values()
+        if self.options.fc_gradients == "factors" and not any(b.matrix for own in buckets for b in own):
+            lines.append("note: --fc-gradients has no effect here: no rank sums gradients of linear layers")
+        return "\n".join(lines)
