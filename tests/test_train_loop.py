@@ -9,6 +9,7 @@ from minidnn.comm import threads
 from minidnn.data import Shapes
 from minidnn.errors import InputError
 from minidnn.train import Session, Trainer, parse, parser, train
+from minidnn.train.closing import Meter, traffic_table
 from minidnn.train.history import History
 from minidnn.train.twin import largest_difference
 
@@ -254,6 +255,20 @@ def test_the_closing_table(capsys):
     assert {"fc6", "fc7", "fc8", "loss", "all"} <= {row[0] for row in rows}
     messages = [float(row[-4]) for row in rows]
     assert sum(messages[:-1]) == messages[-1]
+
+
+def test_long_names_keep_their_counts():
+    """A layer's name may be of any length: its row has what was sent, not nothing."""
+    key = ("a" * 80 + "..." + "b" * 80, "gradient sync", "all_reduce")
+
+    def main(comm):
+        meter = Meter(comm.ledger)
+        meter.traffic[key] = np.array([2, 64, 2, 64])
+        return traffic_table(comm, meter, {})
+
+    for text, ok in threads.run(2, main):
+        row = next(line for line in text.splitlines() if line.startswith(key[0]))
+        assert row.split()[-6:] == ["4", "128", "B", "0", "B", "DIFFERS"] and not ok
 
 
 def test_the_plan_is_printed_unless_one_is_quiet(capsys):
