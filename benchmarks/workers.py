@@ -101,6 +101,7 @@ def executor(options: dict[str, Any]) -> Handler:
     from minidnn.comm.mpi import world
     from minidnn.optim import SGD
     from minidnn.parallel import Executor, Options, make_strategy
+    from minidnn.train.closing import Meter
 
     comm, batch = world(), options["batch"]
     model, shape = model_of(options)
@@ -122,11 +123,6 @@ def executor(options: dict[str, Any]) -> Handler:
         result = training.step(images, labels)
         ledger.end_step(result.loss, result.samples)
 
-    def communicating() -> tuple[float, float]:
-        """Seconds of messages so far: that the rank has seen of them, and that they were under way."""
-        seen = sum(t for (state, *_), t in ledger.times().items() if state in ("comm", "wait"))
-        return seen, ledger.in_flight
-
     def handle(request: dict[str, Any]) -> dict[str, Any]:
         mode = request.get("ledger", "counters")
         if mode == "calls":
@@ -139,13 +135,12 @@ def executor(options: dict[str, Any]) -> Handler:
             ledger.__class__ = SilentLedger
         if mode == "trace":
             ledger.trace(20)
-        inside = [0.0, 0.0]
+        meter = Meter(ledger)
 
         def counted() -> None:
-            before = communicating()
+            meter.begin()
             step()
-            for i, (new, old) in enumerate(zip(communicating(), before, strict=True)):
-                inside[i] += (new - old) / request["steps"]
+            meter.end()
 
         seconds = timed(counted, request["steps"], comm.barrier)
         ledger.tracing, ledger.__class__ = False, counting
@@ -153,8 +148,8 @@ def executor(options: dict[str, Any]) -> Handler:
             "seconds": seconds,
             "peak": peak_memory(),
             "sent": training.plan.bytes_sent(comm.rank),
-            "exposed": inside[0],
-            "hidden": max(0.0, inside[1] - inside[0]),
+            "exposed": meter.exposed / max(1, request["steps"]),
+            "hidden": meter.hidden / max(1, request["steps"]),
         }
 
     timed(step, options.get("warmup", 2), comm.barrier)

@@ -167,7 +167,7 @@ def _build_model(args: argparse.Namespace, strategy: str = ""):
 
 def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     from .parallel import make_plan, make_strategy
-    from .train.options import BATCH, parallel_options
+    from .train.options import BATCH, default_image, parallel_options
 
     if not ranks.isdigit() or int(ranks) < 1:
         raise InputError(f"--ranks {ranks}: expected a number from 1 up (several only with --compare)")
@@ -183,7 +183,7 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     nodes = tuple(rank * args.nodes // size for rank in range(size))
     options = parallel_options(args, batch=batch, nodes=nodes)
     if args.image is None:
-        args.image = 67 if strategy == "alexnet2012" else 56  # the least that the network of 2012 takes
+        args.image = default_image("2012" if strategy == "alexnet2012" else "")
     shape = (args.image, args.image, 3)
     try:
         model = _build_model(args, strategy)

@@ -107,16 +107,13 @@ class guard(ContextDecorator):
             self._abort(1)
 
     def _leave_failing(self, error, code):
-        patience = PATIENCE
-        if isinstance(
-            error, StallError
-        ):  # each says what it waits for; then one that does not wait, where it is
+        stalled = isinstance(error, StallError)
+        if stalled:  # each says what it waits for; then one that does not wait, where it is
             self._say(f"{error}\n")
-            patience = 2 * LOOKS
-        speaker = self._others(failing=True, patience=patience)
+        speaker = self._others(failing=True, patience=2 * LOOKS if stalled else PATIENCE)
         if speaker is None:  # the others are stuck, or busy; the lowest of several failing ranks comes first
             time.sleep(0.1 * self.comm.rank)
-        if speaker in (None, self.comm.rank) and not isinstance(error, StallError):
+        if speaker in (None, self.comm.rank) and not stalled:
             self._say(report(error, self.comm.rank, self.comm.size))
         if (
             speaker is None or self.comm.engine.pending

@@ -36,8 +36,9 @@ def sent_by_cause(plan: Plan, rank: int) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for m in plan.messages(rank):
         if m.kind == "send":
-            messages, n_bytes = found[cause(plan, m)]
-            found[cause(plan, m)] = messages + 1, n_bytes + m.bytes
+            why = cause(plan, m)
+            messages, n_bytes = found[why]
+            found[why] = messages + 1, n_bytes + m.bytes
     return dict(found)
 
 

@@ -10,6 +10,7 @@ momentum and updates it, all_gather of the new weights.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ from .plan import Bucket, Plan
 from .transfer import Algorithms
 
 
-class GradientBucket:
+class GradientBucket(ABC):
     """Parameters whose gradients come together over a group; `_collective` and `_arrived` say how.
 
     Attributes
@@ -68,13 +69,13 @@ class GradientBucket:
         piece.name, piece.data = f"{p.name}[{low}:{high}]", p.data.reshape(-1)[low:high]
         return piece
 
+    @abstractmethod
     def _collective(self) -> Generator:
         """The steps of the exchange; all gradients are there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _arrived(self, result: Any) -> None:
         """Put what the exchange came to where the optimiser looks for it."""
-        raise NotImplementedError
 
     def ready(self, leaf: Tensor) -> bool:
         """Note that a gradient is final; True when it was the last one missing."""
@@ -155,19 +156,19 @@ class FactorExchange(GradientBucket):
         return piece
 
     def _collective(self) -> Generator:
-        bucket, own, width = self.bucket, self.weight.factors, sum(self.bucket.matrix)
-        self.gathered = self.xp.empty((sum(bucket.rows), width), self.dtype)
+        bucket, own, inputs = self.bucket, self.weight.factors, self.bucket.matrix[0]
+        self.gathered = self.xp.empty((sum(bucket.rows), sum(bucket.matrix)), self.dtype)
         start = sum(bucket.rows[: self.comm.rank])
         block = self.gathered[start : start + bucket.rows[self.comm.rank]]
         if own is None:  # no gradient reached it on this rank
             block[...] = 0
         else:
-            block[:, : len(self.weight.data)], block[:, len(self.weight.data) :] = own.x, own.gy
+            block[:, :inputs], block[:, inputs:] = own.x, own.gy
         flat, algorithm = self.gathered.reshape(-1), self.algorithms.all_gather
         return collectives.all_gather_inplace.steps(self.comm, flat, bucket.factor_counts, algorithm)
 
     def _arrived(self, result: Any) -> None:
-        inputs = len(self.weight.data)
+        inputs = self.bucket.matrix[0]
         x, gy = self.gathered[:, :inputs], self.gathered[:, inputs:]
         if not self.bucket.sharded:
             self.weight.factors = Factors(x, gy)

@@ -67,7 +67,8 @@ class _Reader:
             case Update(group):
                 for bucket in self.buckets.values():
                     if bucket.sharded and bucket.update == group:
-                        yield from self.bucket_collective("all_gather", bucket, "update")
+                        counts = bucket.shard_counts(len(self.plan.group(bucket.group, self.rank)))
+                        yield from self.bucket_collective("all_gather", counts, bucket, "update")
             case Finish() | BackwardWeight():
                 pass  # its messages were posted by Start; the weight half of backward sends nothing
 
@@ -103,13 +104,11 @@ class _Reader:
             yield from self.rounds(rounds, transfer.op, transfer.algorithm, self.row, label)
 
     def gradients(self, bucket: Bucket) -> Iterator[Message]:
-        yield from self.bucket_collective(bucket.op, bucket, "gradient sync")
+        counts = bucket.counts(len(self.plan.group(bucket.group, self.rank)))
+        yield from self.bucket_collective(bucket.op, counts, bucket, "gradient sync")
 
-    def bucket_collective(self, op: str, bucket: Bucket, phase: str) -> Iterator[Message]:
+    def bucket_collective(self, op: str, counts, bucket: Bucket, phase: str) -> Iterator[Message]:
         group = self.plan.group(bucket.group, self.rank)
-        counts = bucket.elements if op == "all_reduce" else bucket.shard_counts(len(group))
-        if bucket.matrix and phase == "gradient sync":
-            counts = bucket.factor_counts
         algorithm = bucket.algorithm if op == "all_reduce" else getattr(self.plan.algorithms, op)
         yield from self.collective(op, algorithm, group, counts, _Label(phase, bucket.layer))
 

@@ -165,6 +165,12 @@ class Bucket:
         """Elements of the factors that each member brings: a row of x (i) and one of gy (o) for each sample."""
         return tuple(n * sum(self.matrix) for n in self.rows)
 
+    def counts(self, size: int) -> int | tuple[int, ...]:
+        """Elements of the collective `op` over `size` members, as `minidnn.comm` takes them."""
+        if self.matrix:
+            return self.factor_counts
+        return self.shard_counts(size) if self.sharded else self.elements
+
     def shard_counts(self, size: int) -> tuple[int, ...]:
         """Elements of the weights of which each of `size` members updates; of a matrix in factors whole rows."""
         if self.matrix:

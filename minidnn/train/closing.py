@@ -49,9 +49,14 @@ class Meter:
         return sum(self.batches.values())
 
     @property
+    def exposed(self) -> float:
+        """Seconds in which this rank posted messages or waited for them."""
+        return self.seconds["comm"] + self.seconds["wait"]
+
+    @property
     def hidden(self) -> float:
         """Seconds in which messages were under way while this rank did other work."""
-        return max(0.0, self.in_flight - self.seconds["comm"] - self.seconds["wait"])
+        return max(0.0, self.in_flight - self.exposed)
 
 
 def _by_state(ledger: Ledger) -> dict[str, float]:

@@ -19,7 +19,7 @@ from ..parallel.strategy import Options
 CHECK_STEPS = 3
 # AlexNet's own (2012, sec. 5), as momentum and weight decay are. The thesis has 16 samples, without momentum; but with
 # few samples a step is the reading and updating of the fully connected weights, however the work is split.
-BATCH, EPOCHS, RATE = 128, 10, 0.01
+BATCH, EPOCHS, RATE = Options.batch, 10, 0.01
 
 # What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
 _RANGES = (
@@ -183,6 +183,11 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
         if getattr(args, name) not in known:
             raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
     return args
+
+
+def default_image(variant: str) -> int:
+    """Pixels of an image where none are asked for: 56, or 67, the least that the network of 2012 takes."""
+    return 67 if variant == "2012" else 56
 
 
 def without_effect(args: argparse.Namespace) -> list[str]:

@@ -21,12 +21,11 @@ from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
-from .options import BATCH, parallel_options, without_effect
+from .options import BATCH, default_image, parallel_options, without_effect
 from .reference import Reference
 from .twin import Twin, chunk_rows
 
 NO_PREFETCH_THREAD = 0
-SHAPES_IMAGE = {"2012": 67}  # pixels: the least that the network takes; others 56
 LOCAL = ("config", "data", "plot", "trace")  # options that may differ from host to host
 
 
@@ -85,7 +84,7 @@ class Session:
     def _dataset(self) -> Dataset:
         args = self.args
         if args.data is None:
-            image = args.image or SHAPES_IMAGE.get(args.variant, 56)
+            image = args.image or default_image(args.variant)
             return Shapes(args.classes, image, args.images, max(1, args.validation), seed=args.seed)
         show = None if self.comm.rank == 0 else False
         return open_dataset(args.data, args.image, progress=show)
