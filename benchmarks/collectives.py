@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from benchmarks.common import alternate, judged, milliseconds, program, ratios, spread
 from benchmarks.processes import Worker, steps_of
-from minidnn.report.text import size, table
+from minidnn.text import size, table
 
 LIBRARY = "library"
 NAMES = {

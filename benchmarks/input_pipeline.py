@@ -23,7 +23,7 @@ from minidnn.data import Augment, DataLoader, Split
 from minidnn.data.archives import inspect
 from minidnn.data.decode import decode_all, usable_cpus
 from minidnn.data.source import FolderSource, Source, open_source
-from minidnn.report.text import table
+from minidnn.text import table
 
 CASES = ((56, 200, "thesis"), (128, 200, "thesis"), (227, 1000, "2012"))
 BATCH = 16

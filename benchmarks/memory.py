@@ -11,7 +11,7 @@ from __future__ import annotations
 from benchmarks.common import installed, judged, program, spread
 from benchmarks.processes import Worker
 from benchmarks.step_time import CASES, QUICK, THREADS
-from minidnn.report.text import table
+from minidnn.text import table
 
 MIB = 1 << 20
 TARGET = 1.0

@@ -17,7 +17,7 @@ from functools import partial
 from benchmarks.common import alternate, installed, judged, milliseconds, program, ratios, spread
 from benchmarks.parallel_step import job
 from benchmarks.processes import ROOT, Worker, environment, start_all, steps_of
-from minidnn.report.text import table
+from minidnn.text import table
 
 IMPORT, TAPE, TRACE, COUNTERS = 1.5, 1.0, 2.0, 0.3  # targets: two ratios, two percentages
 MLP = {"model": "mlp", "options": {"features": 64, "hidden": [64, 64], "classes": 64}, "batch": 32}

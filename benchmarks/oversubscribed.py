@@ -14,7 +14,7 @@ from functools import partial
 from benchmarks.common import alternate, judged, milliseconds, program, ratios, spread
 from benchmarks.parallel_step import BATCH, STRATEGIES, job
 from benchmarks.processes import Worker, start_all, steps_of
-from minidnn.report.text import table
+from minidnn.text import table
 from minidnn.train.options import BATCH as DEFAULT_BATCH
 
 LIMIT = 1.5

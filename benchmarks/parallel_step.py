@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import Times, alternate, installed, judged, milliseconds, program, ratios, spread
 from benchmarks.processes import Worker, start_all, steps_of
-from minidnn.report.text import size, table
+from minidnn.text import size, table
 
 BATCH = 16
 STRATEGIES = {

@@ -20,7 +20,7 @@ from benchmarks.common import header
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.parallel import Executor, Options, make_strategy
-from minidnn.report.text import table
+from minidnn.text import table
 from minidnn.tensor import Function
 
 

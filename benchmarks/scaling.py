@@ -16,7 +16,7 @@ from benchmarks.processes import Worker
 from minidnn import nn
 from minidnn.parallel import Options, make_plan, make_strategy
 from minidnn.parallel.compare import compare_plans
-from minidnn.report.text import size, table
+from minidnn.text import size, table
 
 THREADS = 2
 BASE = {"batch": 16, "image": 56, "width": 1.0}

@@ -15,7 +15,7 @@ from functools import partial
 from benchmarks.common import alternate, milliseconds, program, ratios, spread
 from benchmarks.parallel_step import job
 from benchmarks.processes import Worker, start_all
-from minidnn.report.text import table
+from minidnn.text import table
 
 SCHEMES = {
     f"({s}), {update}": {"scheme": s, "fc_update": update} for s in "abc" for update in ("once", "each")

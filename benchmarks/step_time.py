@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import alternate, installed, judged, milliseconds, program, ratios, spread
 from benchmarks.processes import Worker, start_all, steps_of
-from minidnn.report.text import table
+from minidnn.text import table
 
 THREADS = 2
 # what it is called, model options, batch, target, rounds, steps a round

@@ -1,5 +1,7 @@
 """The one error class for what the user, not the program, has to put right."""
 
+from __future__ import annotations
+
 
 class InputError(ValueError):
     """Bad user input: a path, an option, a file or a missing extra.
@@ -7,3 +9,10 @@ class InputError(ValueError):
     The message is one line that names the value, what was expected and what to do about it, so that a
     command can print it alone, without a traceback.
     """
+
+    @classmethod
+    def about(cls, argument: str, value: object, expected: str) -> InputError:
+        """``argument=value: expected ...``; a command that has an option for the argument names that instead."""
+        error = cls(f"{argument}={value}: expected {expected}")
+        error.argument, error.value, error.expected = argument, value, expected
+        return error

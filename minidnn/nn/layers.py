@@ -9,6 +9,7 @@ import math
 from minidnn import functional as F
 from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
 from minidnn.functional.pool import pool_windows
+from minidnn.nn.dimensions import Part
 from minidnn.nn.init import Initializer, he_normal, zeros
 from minidnn.nn.module import Module, Shape
 from minidnn.nn.parameter import Parameter
@@ -22,6 +23,9 @@ class Linear(Module):
 
     Weight decay leaves `b` out, as in eq. 2.13 of the thesis; ``layer.b.decay = True`` takes it in.
     """
+
+    dims = "n ... i, i o, o -> n ... o"
+    factors = "W"
 
     def __init__(
         self,
@@ -64,6 +68,15 @@ class Conv2d(Module):
     input. Weight decay leaves `b` out, as in `Linear`.
     """
 
+    windows = "h w"
+
+    @property
+    def dims(self) -> str:
+        """With groups, whole groups stay together."""
+        if self.groups > 1:
+            return "n h w (g i), kh kw i (g o), (g o) -> n h w (g o)"
+        return "n h w i, kh kw i o, o -> n h w o"
+
     def __init__(
         self,
         in_channels: int,
@@ -102,6 +115,17 @@ class Conv2d(Module):
         """Where the kernel goes on an image of (height, width); ValueError if it is too small."""
         return windows(self.label, image, self.kernel_size, self.stride, self.padding, self.dilation)
 
+    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
+        """The rows (or columns) under the kernel."""
+        return _field(self.window(shape[:2]), "hw".index(letter), start, stop)
+
+    def localise(self, part: Part) -> None:
+        """Own groups; padding at the image's borders only."""
+        self.groups = (
+            self.groups * (part.box[-1][1] - part.box[-1][0]) // part.out[-1] if self.groups > 1 else 1
+        )
+        self.padding = _own_padding(self.window(part.shape[:2]), part)
+
     def output_shape(self, shape: Shape) -> Shape:
         """(oh, ow, out_channels)."""
         height, width, channels = _image(self, shape)
@@ -116,6 +140,9 @@ class Conv2d(Module):
 
 class _Pool2d(Module):
     """Common to both poolings: a window ``kernel_size`` that moves by ``stride`` (default: its own size)."""
+
+    dims = "n h w c -> n h w c"
+    windows = "h w"
 
     def __init__(
         self,
@@ -133,6 +160,14 @@ class _Pool2d(Module):
     def window(self, image: tuple[int, int]) -> Windows:
         """Where the window goes on an image of (height, width); ValueError if it is too small."""
         return pool_windows(self.label, image, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+
+    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
+        """The rows (or columns) under the window."""
+        return _field(self.window(shape[:2]), "hw".index(letter), start, stop)
+
+    def localise(self, part: Part) -> None:
+        """Padding at the image's borders only."""
+        self.padding, self.ceil_mode = _own_padding(self.window(part.shape[:2]), part), False
 
     def output_shape(self, shape: Shape) -> Shape:
         """(oh, ow, channels)."""
@@ -159,6 +194,8 @@ class AvgPool2d(_Pool2d):
 class ReLU(Module):
     """max(x, 0)"""
 
+    dims = "... -> ..."
+
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
         return F.relu(x)
@@ -166,6 +203,8 @@ class ReLU(Module):
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x))"""
+
+    dims = "... -> ..."
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
@@ -175,6 +214,8 @@ class Sigmoid(Module):
 class Tanh(Module):
     """tanh(x)"""
 
+    dims = "... -> ..."
+
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
         return F.tanh(x)
@@ -183,6 +224,9 @@ class Tanh(Module):
 class Softmax(Module):
     """exp(x) / sum exp(x) over the last axis; to train, use ``softmax_cross_entropy`` on logits."""
 
+    dims = "n ... k -> n ... k"
+    whole = "k"
+
     def forward(self, x: Tensor) -> Tensor:
         """Over the features of each sample."""
         return F.softmax(x)
@@ -190,6 +234,8 @@ class Softmax(Module):
 
 class Flatten(Module):
     """(n, h, w, c) -> (n, h w c)"""
+
+    dims = "n ... -> n (...)"
 
     def forward(self, x: Tensor) -> Tensor:
         """A reshape: no copy."""
@@ -207,6 +253,7 @@ class Add(Module):
         self.also = (also,) if isinstance(also, str) else tuple(also)
         if not self.also:
             raise ValueError("Add: `also` must name at least one earlier layer")
+        self.dims = ", ".join(["..."] * (1 + len(self.also))) + " -> ..."
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """x + extra[0] + ..."""
@@ -220,6 +267,24 @@ class Add(Module):
             if tuple(other) != tuple(shape):
                 raise ValueError(f"{self.label}: cannot add {tuple(other)} of {name} to {tuple(shape)}")
         return tuple(shape)
+
+
+def _field(window: Windows, axis: int, start: int, stop: int) -> tuple[int, int]:
+    """The pixels, along an axis, under windows start to stop."""
+    first = start * window.stride[axis] - window.padding[axis][0]
+    last = (stop - 1) * window.stride[axis] - window.padding[axis][0] + window.extent[axis]
+    return max(first, 0), min(last, window.size[axis])
+
+
+def _own_padding(window: Windows, part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The padding of a part's windows: what they look at beyond the pixels that are there."""
+    sides = []
+    for axis in (0, 1):
+        (start, stop), (low, high) = part.box[axis], part.read[axis]
+        first = start * window.stride[axis] - window.padding[axis][0]
+        last = (stop - 1) * window.stride[axis] - window.padding[axis][0] + window.extent[axis]
+        sides.append((low - first, max(last - high, 0)))
+    return tuple(sides)
 
 
 def _image(layer: Module, shape: Shape) -> Shape:

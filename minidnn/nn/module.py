@@ -12,6 +12,7 @@ import numpy as np
 
 from minidnn.backend import array_module, to_device
 from minidnn.nn.context import current_context
+from minidnn.nn.dimensions import Part
 from minidnn.nn.parameter import Buffer, Parameter, Variable
 from minidnn.tensor import Tensor
 
@@ -37,11 +38,30 @@ class Module:
         it.
     also : tuple of str
         Names of earlier layers of the `Sequential` whose outputs are extra inputs.
+    dims : str
+        The dimensions, as in `minidnn.nn.dimensions`: what a strategy can split. "" where the layer states none; it is
+        then replicated.
+    whole : str
+        Letters of `dims` that cannot be split.
+    windows : str
+        Letters along which an output reads a window of the input: see `field`.
+    statistics : str
+        Letters over which the layer takes statistics, which ranks that split them have to sum.
+    groups : int
+        Entries of a letter "g".
+    factors : str
+        The weight matrix whose gradient is a product over the samples, x^T gy, if there is one: see `minidnn.factors`.
     """
 
     name: str = ""
     training: bool = True
     also: tuple[str, ...] = ()
+    dims: str = ""
+    whole: str = ""
+    windows: str = ""
+    statistics: str = ""
+    groups: int = 1
+    factors: str = ""
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """The function itself."""
@@ -62,6 +82,13 @@ class Module:
     def macs(self, shape: Shape, *extra: Shape) -> int:
         """Multiply-accumulate operations per sample, of matrix products and convolutions only."""
         return 0
+
+    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
+        """The entries of the input, along a letter of `windows`, that outputs start to stop read."""
+        return start, stop
+
+    def localise(self, part: Part) -> None:
+        """Become the layer that computes a part: change the options that speak of the whole; variables are cut already."""
 
     # ---- structure ----
 
@@ -84,12 +111,10 @@ class Module:
 
     def set_name(self, name: str) -> None:
         """Set the dotted path of this module and of all that is inside it."""
-        self.name = name
-        for key, child in self.children():
-            child.set_name(join(name, key))
-        for key, value in vars(self).items():
-            if isinstance(value, Variable):
-                value.name = join(name, key)
+        for path, module in self.named_modules(name):
+            module.name = path
+        for path, variable in self.named_variables():
+            variable.name = path
 
     def train(self, mode: bool = True) -> "Module":
         """Set ``training`` here and inside."""
@@ -104,14 +129,20 @@ class Module:
 
     # ---- parameters ----
 
-    def named_variables(self, kind: type = Variable, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
-        """(dotted name, variable) of parameters and buffers in program order, each once."""
-        prefix = self.name if prefix is None else prefix
-        for key, value in vars(self).items():
-            if isinstance(value, kind):
-                yield join(prefix, key), value
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(dotted path, module): this one, and all that are inside it."""
+        yield prefix, self
         for key, child in self.children():
-            yield from child.named_variables(kind, join(prefix, key))
+            yield from child.named_modules(join(prefix, key))
+
+    def named_variables(self, kind: type = Variable, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+        """(dotted name, variable) of parameters and buffers in program order; one that is tied, once, by its first name."""
+        seen = set()
+        for path, module in self.named_modules(self.name if prefix is None else prefix):
+            for key, value in vars(module).items():
+                if isinstance(value, kind) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield join(path, key), value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, parameter), in program order."""

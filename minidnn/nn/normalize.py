@@ -7,6 +7,7 @@ import numpy as np
 from minidnn import functional as F
 from minidnn.backend import array_module
 from minidnn.nn.context import current_context
+from minidnn.nn.dimensions import Part
 from minidnn.nn.init import ones, zeros
 from minidnn.nn.module import Module, Shape
 from minidnn.nn.parameter import Buffer, Parameter
@@ -21,6 +22,16 @@ class LocalResponseNorm(Module):
     where each GPU of the 2012 network normalised the channels it held.
     """
 
+    @property
+    def dims(self) -> str:
+        """With groups, whole groups stay together."""
+        return "n h w (g c) -> n h w (g c)" if self.groups > 1 else "n h w c -> n h w c"
+
+    @property
+    def windows(self) -> str:
+        """Neighbouring channels, unless they are of another group."""
+        return "c" if self.groups == 1 else ""
+
     def __init__(
         self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
     ) -> None:
@@ -33,10 +44,22 @@ class LocalResponseNorm(Module):
         self.beta = beta
         self.k = k
         self.groups = groups
+        self.own: slice | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalisation."""
-        return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k, self.groups)
+        y = F.local_response_norm(x, self.size, self.alpha, self.beta, self.k, self.groups)
+        return y if self.own is None else y[..., self.own]
+
+    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
+        """The channels and their neighbours."""
+        return max(0, start - self.size // 2), min(shape[-1], stop + (self.size - 1) // 2)
+
+    def localise(self, part: Part) -> None:
+        """Own groups, or own channels of those that are read."""
+        (start, stop), (low, high) = part.box[-1], part.read[-1]
+        self.groups = self.groups * (stop - start) // part.out[-1] if self.groups > 1 else 1
+        self.own = slice(start - low, stop - low) if (start, stop) != (low, high) else None
 
     def output_shape(self, shape: Shape) -> Shape:
         """The input's; its channels must divide into the groups."""
@@ -60,6 +83,9 @@ class BatchNorm(Module):
         Sums a vector over the ranks that share the batch, so that the statistics are those of the global
         batch.
     """
+
+    dims = "n ... c, c, c, c, c -> n ... c"
+    statistics = "n h w t"
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.9) -> None:
         if features < 1 or not 0 <= momentum <= 1:
@@ -105,15 +131,17 @@ class Dropout(Module):
     ----------
     p : float
         Probability that a feature is dropped.
-    features : (start, stop, total) or None
-        Where the last axis is a part of the whole: which one.
+    part : Part or None
+        Where the input is a part of the whole: which one.
     """
+
+    dims = "... -> ..."
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
         self.p = p
-        self.features: tuple[int, int, int] | None = None
+        self.part: Part | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop features of each sample.
@@ -136,7 +164,12 @@ class Dropout(Module):
             raise ValueError(
                 f"{self.label}: the context numbers {len(samples)} samples, the batch has {x.shape[0]}"
             )
-        start, stop, total = self.features or (0, x.shape[-1], x.shape[-1])
-        whole = (*x.shape[1:-1], total)
-        bits = random_bits(now.seed, self.name, now.step, samples, whole, (start, stop), array_module(x.data))
-        return F.dropout(x, self.p, bits)
+        whole, box = (
+            (self.part.out, self.part.box) if self.part else (x.shape[1:], [(0, n) for n in x.shape[1:]])
+        )
+        bits = random_bits(now.seed, self.name, now.step, samples, whole, box[-1], array_module(x.data))
+        return F.dropout(x, self.p, bits[:, *(slice(*rows) for rows in box[:-1])])
+
+    def localise(self, part: Part) -> None:
+        """Draw the bits of the own part."""
+        self.part = part

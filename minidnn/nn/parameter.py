@@ -65,12 +65,10 @@ class Variable(Tensor):
         """Number of elements held here."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def shard(self, axis: int, start: int, stop: int) -> "Variable":
-        """A new variable without values: elements start <= i < stop of the whole along one axis."""
-        slices = list(self.slices)
-        slices[axis] = slice(start, stop)
-        part = type(self)(self.full_shape, self.init, tuple(slices))
-        part.name = self.name
+    def part(self, slices: tuple[slice, ...]) -> "Variable":
+        """A new variable without values: these slices of the whole."""
+        part = type(self)(self.full_shape, self.init, slices)
+        part.name, part.requires_grad = self.name, self.requires_grad
         return part
 
     def materialise(self, seed: int, name: str, dtype=np.float32, xp=np) -> None:
@@ -144,9 +142,9 @@ class Parameter(Variable):
         else:
             self.factors = factors
 
-    def shard(self, axis: int, start: int, stop: int) -> "Parameter":
-        """As `Variable.shard`; the part keeps ``decay``."""
-        part = super().shard(axis, start, stop)
+    def part(self, slices: tuple[slice, ...]) -> "Parameter":
+        """As `Variable.part`; the part keeps ``decay``."""
+        part = super().part(slices)
         part.decay = self.decay
         return part
 

@@ -1,7 +1,7 @@
 """`Sequential`: named layers in program order, with skip connections where a layer asks for them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minidnn.nn.module import Module, Shape, join
 from minidnn.tape import current_tape
@@ -17,15 +17,24 @@ class Sequential(Module):
     or pairs ``[("fc", Linear(4, 3))]`` give the names. A `Sequential` inside a `Sequential` is laid flat: its
     layer "conv" becomes "block.conv".
 
-    A layer whose ``also`` names earlier layers is called with their outputs as extra inputs:
-    ``Add(also=("relu1",))`` is a skip connection. "input" is the input of the container it was written in, so
-    ``Sequential(Conv2d(...), ReLU(), Add(also=("input",)))`` is a residual block wherever it is put.
+    A layer takes the output of the one before it. ``("fc", (Linear(4, 3), "conv5"))`` names what it takes instead, and a
+    layer whose ``also`` names earlier layers is called with their outputs as extra inputs: ``Add(also=("relu1",))`` is a
+    skip connection. "input" is the input of the container it was written in, so ``Sequential(Conv2d(...), ReLU(),
+    Add(also=("input",)))`` is a residual block wherever it is put.
+
+    One layer under two names is tied: the second is a copy that has the same parameters.
 
     Parameters
     ----------
     *layers : Module, or one mapping, or one iterable of pairs
     external : tuple of str
-        Names that `also` may use though they are not inside; `forward` takes their values as extra inputs.
+        Names of values that layers take though they are not inside, further inputs of the model; `forward` takes them
+        after the first.
+
+    Attributes
+    ----------
+    sources : dict
+        The names of the inputs of each layer.
 
     Raises
     ------
@@ -41,63 +50,70 @@ class Sequential(Module):
         external: tuple[str, ...] = (),
     ):
         self.layers: dict[str, Module] = {}
+        self.sources: dict[str, tuple[str, ...]] = {}
         self.external = tuple(external)
         for name, layer in _named(layers):
+            layer, *takes = layer if isinstance(layer, tuple) else (layer,)
             if isinstance(layer, Sequential):
-                self._add_flat(name, layer)
+                self._add_flat(name, layer, takes)
             else:
-                self._add(name, layer)
+                before = takes or [next(reversed(self.layers), INPUT)]
+                self._add(name, layer, (*before, *getattr(layer, "also", ())))
 
-    def _add(self, name: str, layer: Module) -> None:
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the model's inputs."""
+        return (INPUT, *self.external)
+
+    def _add(self, name: str, layer: Module, sources: tuple[str, ...]) -> None:
         if not isinstance(layer, Module):
             raise TypeError(f"{name}: expected a Module, got {type(layer).__name__}")
         if not all(name.split(".")) or name == INPUT:
             raise ValueError(f"{name!r} cannot name a layer")
         if name in self.layers:
             raise ValueError(f"two layers are named {name!r}")
-        for also in layer.also:
-            if also not in (INPUT, *self.layers, *self.external):
-                raise ValueError(
-                    f"{name} also takes {also!r}, which is no earlier layer ({', '.join(self.layers)})"
-                )
-        layer.set_name(name)
-        self.layers[name] = layer
+        if any(layer is other for other in self.layers.values()):
+            layer = copy.copy(layer)
+        for source in sources:
+            if source not in (*self.inputs, *self.layers):
+                raise ValueError(f"{name} takes {source!r}, which is no earlier layer ({', '.join(self.layers)})")
+        self.layers[name], self.sources[name] = layer, sources
+        self.set_name(self.name)
 
-    def _add_flat(self, name: str, block: "Sequential") -> None:
-        before = next(reversed(self.layers), INPUT)
+    def _add_flat(self, name: str, block: "Sequential", takes: Sequence[str]) -> None:
+        """The layers of a block; its "input" is what the block takes."""
+        outer = dict(zip(block.inputs, takes or (next(reversed(self.layers), INPUT),), strict=False))
         for inner, layer in block:
+            sources = tuple(join(name, s) if s in block.layers else outer.get(s, s) for s in block.sources[inner])
             if layer.also:
                 layer = copy.copy(layer)  # the block itself keeps the names that hold inside it
-                layer.also = tuple(
-                    before if also == INPUT else join(name, also) if also in block.layers else also
-                    for also in layer.also
-                )
-            self._add(join(name, inner), layer)
+                layer.also = sources[-len(layer.also) :]
+            self._add(join(name, inner), layer, sources)
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """Call the layers in order; ``extra`` are the values of ``external``."""
-        kept = {INPUT: x} | dict(zip(self.external, extra, strict=True))
-        wanted = {also for _, layer in self for also in layer.also}
+        kept = dict(zip(self.inputs, (x, *extra), strict=True))
+        last = {source: name for name, sources in self.sources.items() for source in sources}  # who takes it last
         tape = current_tape()
         outer = tape.layer
         try:
             for name, layer in self:
                 tape.layer = name  # what the nodes are called in errors and in the ledger
-                x = layer(x, *(kept[also] for also in layer.also))
-                if name in wanted:
-                    kept[name] = x
+                x = kept[name] = layer(*(kept[source] for source in self.sources[name]))
+                for source in self.sources[name]:
+                    if last[source] == name:
+                        kept.pop(source, None)
         finally:
             tape.layer = outer
         return x
 
     def shapes(self, shape: Shape, *extra: Shape) -> Iterator[tuple[str, Module, tuple[Shape, ...], Shape]]:
         """(name, layer, input shapes, output shape) per sample, layer by layer."""
-        shape = tuple(shape)
-        known = {INPUT: shape} | dict(zip(self.external, extra, strict=True))
+        known = dict(zip(self.inputs, (tuple(shape), *extra), strict=True))
         for name, layer in self:
-            inputs = (shape, *(known[also] for also in layer.also))
-            shape = known[name] = layer.output_shape(*inputs)
-            yield name, layer, inputs, shape
+            inputs = tuple(known[source] for source in self.sources[name])
+            known[name] = layer.output_shape(*inputs)
+            yield name, layer, inputs, known[name]
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
         """Shape of the last output; ValueError naming the first layer that cannot take its input."""
@@ -120,10 +136,14 @@ class Sequential(Module):
         """
         names = list(self.layers)
         first, last = (names.index(self._find(name)) for name in (start, stop))
-        inside = {name: self.layers[name] for name in names[first : last + 1]}
-        used = dict.fromkeys(also for layer in inside.values() for also in layer.also)
-        here = set(inside) if first else {INPUT, *inside}
-        return Sequential(inside, external=tuple(also for also in used if also not in here))
+        inside = names[first : last + 1]
+        here = {*inside, *self.inputs[: first == 0]}
+        before = names[first - 1] if first else INPUT
+        outside = dict.fromkeys(s for name in inside for s in self.sources[name] if s not in here and s != before)
+        part = Sequential(external=tuple(outside))
+        part.layers = {name: self.layers[name] for name in inside}
+        part.sources = {name: tuple(INPUT if s == before else s for s in self.sources[name]) for name in inside}
+        return part
 
     def _find(self, name: str) -> str:
         if name not in self.layers:

@@ -1,22 +1,25 @@
-"""Parallel training: placements, the planner, the plan, and the executor that runs it."""
+"""Parallel training: the mesh, the rule, the planner, the plan, and the executor that runs it."""
 
-from .check import ScheduleError, check_plan, run_schedules
-from .executor import Executor, Result
+from .by_hand import make_strategy, place
+from .check import ScheduleError, check_plan, run_events
+from .executor import Executor
+from .mesh import Mesh
 from .nonfinite import NonFiniteError
-from .placement import Grid, OnRank, Partial, Replicate, Shard
+from .placement import At, Partial, Replicate, Shard
 from .plan import Plan
 from .planner import make_plan
-from .shard import PlacementError
-from .state import gather_weights, replicas_equal
-from .strategies import STRATEGIES, make_strategy, place
+from .rule import PlacementError, Split
+from .run import Result
+from .state import gather_state, gather_weights, replicas_equal, unequal_replicas
+from .strategies import STRATEGIES
 from .strategy import Options, Strategy
 
 __all__ = [
     "STRATEGIES",
+    "At",
     "Executor",
-    "Grid",
+    "Mesh",
     "NonFiniteError",
-    "OnRank",
     "Options",
     "Partial",
     "PlacementError",
@@ -25,12 +28,15 @@ __all__ = [
     "Result",
     "ScheduleError",
     "Shard",
+    "Split",
     "Strategy",
     "check_plan",
+    "gather_state",
     "gather_weights",
     "make_plan",
     "make_strategy",
     "place",
     "replicas_equal",
-    "run_schedules",
+    "run_events",
+    "unequal_replicas",
 ]

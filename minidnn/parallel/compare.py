@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from .. import nn
-from ..report.text import size, table
+from ..text import size, table
 from .memory import rank_memory
 from .plan import Message, Plan
 

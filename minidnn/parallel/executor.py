@@ -1,14 +1,9 @@
-"""Runs a plan: one rank's walk through its schedule.
-
-The executor knows no strategy. It runs layers on chunks, each (segment, chunk) on a tape of its own,
-moves what passes a boundary, sums buckets of gradients and lets the optimiser step, in the order that
-the schedule gives. Every wait and every message is labelled with the layer and phase it serves.
-"""
+"""One rank's share of training a model: the plan, the layers it holds, its optimiser, and steps (:mod:`.run`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,42 +15,18 @@ from ..comm.communicator import Communicator
 from ..errors import InputError
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
-from .boundaries import Boundaries
 from .check import check_plan
+from .events import lower
 from .fingerprint import check_same
-from .gradients import BucketSum, FactorExchange, GradientSync
-from .messages import METRICS_ALGORITHM
-from .per_rank import forward_only
+from .gradients import make_sum
+from .messages import SMALL
+from .nonfinite import diagnose
 from .plan import Plan
-from .planner import make_plan
+from .planner import Shapes, make_plan
 from .replica import Replica
-from .schedule import (
-    Backward,
-    BackwardInput,
-    BackwardWeight,
-    Finish,
-    Forward,
-    Metrics,
-    ReduceGradients,
-    Start,
-    Update,
-)
-from .segments import Segments
-from .step import Step
-from .strategy import Options, Strategy
-
-
-@dataclass
-class Result:
-    """What a step or an evaluation batch came to, over all ranks."""
-
-    loss: float
-    correct: int
-    samples: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.samples if self.samples else float("nan")
+from .run import Result, Run
+from .schedule import Update
+from .strategy import Strategy
 
 
 class Executor:
@@ -65,11 +36,12 @@ class Executor:
     ----------
     model : Sequential
         The whole model, without weights; the same on every rank.
-    shape : tuple of int
-        One sample, (H, W, C).
+    shape : tuple of int, or dict of them
+        One sample, (H, W, C); of a model of several inputs, that of each by name.
     strategy : Strategy
+        With the options that it was made of.
     comm : Communicator
-        As large as the strategy's grid.
+        As large as the strategy's mesh.
     batch : int
         Samples of the whole step.
     seed : int
@@ -78,6 +50,16 @@ class Executor:
         ``{group: parameters} -> SGD`` whose groups are in that order.
     xp : module
         numpy or cupy.
+
+    Attributes
+    ----------
+    plan : Plan
+    replica : Replica
+        The layers that this rank holds.
+    groups : dict
+        A communicator for each set of axes of the mesh along which anything moves.
+    watch : callable, optional
+        Called with the name and the output of every layer that has run forward.
 
     Raises
     ------
@@ -90,88 +72,70 @@ class Executor:
     def __init__(
         self,
         model: nn.Sequential,
-        shape: tuple[int, ...],
+        shape: Shapes,
         strategy: Strategy,
         comm: Communicator,
         batch: int,
-        options: Options | None = None,
         seed: int = 0,
         optimiser: Callable[[Mapping[str, list]], SGD] | None = None,
         xp: Any = np,
         title: str = "model",
     ) -> None:
-        if comm.size != strategy.grid.size:
-            raise ValueError(
-                f"strategy {strategy.name!r} is made for {strategy.grid.size} ranks, not {comm.size}"
-            )
-        self.model, self.shape, self.strategy, self.comm = model, tuple(shape), strategy, comm
-        self.options, self.seed, self.xp, self.title = options or Options(), seed, xp, title
+        if comm.size != strategy.mesh.size:
+            raise ValueError(f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}")
+        self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
+        self.shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
+        self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
         self.dtype = np.dtype(self.options.dtype)
-        self.ledger = comm.ledger
         check_same(comm, self._settings(batch))
-        self.plan = make_plan(model, self.shape, strategy, batch, self.options, title)
-        check_plan(self.plan)
-        self._plans: dict[tuple[int, bool], Plan] = {(batch, True): self.plan}
-        grid, rank = strategy.grid, comm.rank
-        self.member = rank % grid.mp
-        self.row = comm if grid.dp == 1 else comm.split(rank // grid.mp, rank)
-        self.column = comm.split(rank % grid.mp, rank) if grid.dp > 1 else None
-        self.replica = Replica(self.plan, rank, seed, xp, self.group)
-        buckets = [
-            (FactorExchange if b.matrix else BucketSum)(
-                b,
-                [self.replica.parameters[n] for n in b.names],
-                self.group(b.group),
-                self.options.algorithms,
-                xp,
-            )
-            for b in self.plan.buckets[rank]
+        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._planning = Lock()  # the loader's thread asks for plans, too
+        self.plan = self.plan_for(batch, training=True)
+        self.groups: dict[tuple[str, ...], Communicator] = {}
+        for axes in self.plan.groups:  # the same ones, in one order, on every rank
+            ranks = self.plan.mesh.group(self.rank, axes)
+            self.groups[axes] = comm if len(ranks) == comm.size else comm.split(ranks[0], self.rank)
+        self.replica = Replica(self.plan, self.rank, seed, xp)
+        self.sums = [
+            make_sum(b, [self.replica.variables[n] for n in b.names], self.groups[b.axes], self.options.algorithms, xp)
+            for b in self.plan.buckets[self.rank]
         ]
-        self.sync = GradientSync(buckets, overlap=self.options.bucket_mib > 0)
-        self.segments = Segments(comm, self.row, self.replica, self.sync, self.shape, self.dtype, xp)
-        self.boundaries = Boundaries(self.row, self.dtype, xp)
-        self.groups = {name: self._update_parameters(name) for name in dict.fromkeys(strategy.update_groups)}
-        make = optimiser or (
-            lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9)
-        )
-        self.optimiser = make(self.groups)
-        self.group_index = {name: i for i, name in enumerate(self.groups)}
-        self.update_each = any(isinstance(a, Update) for a in strategy.schedule(self.member))
+        self.update_groups = {name: self._updated(name) for name in strategy.update_groups}
+        make = optimiser or (lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9))
+        self.optimiser = make(self.update_groups)
+        self.sub_steps = any(isinstance(a, Update) for a in self.plan.schedules[self.rank])
+        self.watch: Callable[[str, Any], None] | None = None
         self.iteration = 0
 
     def _settings(self, batch: int) -> dict[str, object]:
         """What must be the same on every rank."""
-        placements = "\n".join(f"{name}: {p}" for name, p in self.strategy.placements.items())
+        strategy = self.strategy
+        schedules = [strategy.schedule(i) for i in range(strategy.mesh.axis_size("stage"))]
         return {
             "the model": repr(self.model),
-            "the image shape": self.shape,
+            "the image shape": self.shapes,
             "the batch": batch,
             "the seed": self.seed,
-            "the strategy": self.strategy.name,
-            "the process grid": str(self.strategy.grid),
-            "the placements": placements,
-            "the cuts between segments": self.strategy.starts,
-            "the number of chunks": self.strategy.chunks,
+            "the strategy": strategy.name,
+            "the mesh": str(strategy.mesh),
+            "the number of micro-batches": strategy.micro_batches,
+            "the axis of micro-batches": strategy.by_member,
+            "the first layers of the stages": strategy.starts,
+            "the splits": "\n".join(f"{name}: {split}" for name, split in strategy.splits.items()),
+            "the parameter groups": dict(strategy.updates),
+            "the schedule": "\n".join(map(repr, schedules)),
         } | {f"the option {name}": value for name, value in vars(self.options).items()}
 
-    def group(self, name: str) -> Communicator:
-        """The communicator of the group "row", "column" or "world"."""
-        return {"row": self.row, "column": self.column, "world": self.comm}[name]
-
-    def _update_parameters(self, name: str) -> list[Tensor]:
-        """What the optimiser steps for an update group: parameters, or pieces where the bucket is sharded."""
-        found: list[Tensor] = []
-        for segment in self.plan.segments:
-            if self.strategy.update_groups[segment.index] == name:
-                found += [p for layer in segment.layers for p in self.replica.parameters_of(layer.name)]
-        pieces: list[Tensor] = []
-        for b in self.sync.buckets.values():
-            if b.bucket.sharded:
-                own = {id(p) for p in b.parameters}
-                if any(id(p) in own for p in found):
-                    found = [p for p in found if id(p) not in own]
-                    pieces += b.pieces
-        return found + pieces
+    def _updated(self, group: str) -> list[Tensor]:
+        """What the optimiser steps for a parameter group: parameters, or pieces where the bucket is sharded."""
+        sharded = [s for s in self.sums if s.bucket.sharded and s.bucket.update == group]
+        cut = {name for s in sharded for name in s.bucket.names}
+        whole = [
+            self.replica.variables[p.name]
+            for p in self.plan.held[self.rank]
+            if p.trained and p.name not in cut and self.plan.by_name[p.layer].update == group
+        ]
+        return whole + [piece for s in sharded for piece in s.pieces]
 
     # -- steps ---------------------------------------------------------------------------------------
 
@@ -180,8 +144,9 @@ class Executor:
 
         Parameters
         ----------
-        images : array or None
-            The images of `plan.input_rows(rank)`, (n, H, W, C); None where this rank needs none.
+        images : array, dict of arrays, or None
+            The images of `plan.input_rows(rank)`, (n, H, W, C), or each input of the model by name; None where this rank
+            needs none.
         labels : int array
             Of the whole batch.
 
@@ -193,10 +158,11 @@ class Executor:
             On every rank where the loss is not a finite number; before the update, but for `fc_update="each"`.
         """
         plan = self.plan_for(len(labels), training=True)
-        for p in self.replica.parameters.values():
-            p.grad = None
-        self.sync.begin(plan, self.comm.rank)
-        result = self._run(plan, plan.schedules[self.comm.rank], images, labels, training=True)
+        for variable in self.replica.variables.values():
+            variable.grad = None
+        for owned, bucket in zip(self.sums, plan.buckets[self.rank], strict=True):
+            owned.bucket = bucket  # with another batch, other rows bring the factors
+        result = self._run(plan, plan.events[self.rank], images, labels, training=True)
         self.optimiser.advance()
         self.iteration += 1
         return result
@@ -205,96 +171,61 @@ class Executor:
         """Loss and correct answers on a batch, without dropout."""
         plan = self.plan_for(len(labels), training=False)
         with no_grad():
-            return self._run(plan, forward_only(plan, self.comm.rank), images, labels, training=False)
+            return self._run(plan, lower(plan, self.rank, training=False), images, labels, training=False)
 
     def plan_for(self, batch: int, training: bool) -> Plan:
         """The plan of a batch of another size, such as the last one of an epoch."""
         key = (batch, training)
-        if key not in self._plans:
-            strategy = self.strategy if training else self.strategy.once()
-            plan = make_plan(self.model, self.shape, strategy, batch, self.options, self.title, check=False)
-            if training:
-                check_plan(plan)
-            self._plans[key] = plan
-        return self._plans[key]
+        with self._planning:
+            if key not in self._plans:
+                strategy = self.strategy if training else self.strategy.once()
+                first = not self._plans
+                plan = make_plan(self.model, self.shapes, strategy, batch, self.title, self.comm.nodes, check=first)
+                if training:
+                    check_plan(plan)
+                self._plans[key] = plan
+            return self._plans[key]
 
-    def _run(self, plan: Plan, schedule, images, labels, training: bool) -> Result:
-        self._check_images(plan, images, len(labels))
-        sub_steps = self.update_each and training
-        step = Step(plan, plan.chunks_of(self.comm.rank), images, np.asarray(labels), training, sub_steps)
-        result = None
+    def _run(self, plan: Plan, events, images: Any, labels: np.ndarray, training: bool) -> Result:
+        given = images if isinstance(images, Mapping) else {self.model.inputs[0]: images}
+        self._check_images(plan, given, len(labels))
+        run = Run(self, plan, given, np.asarray(labels), training)
         with nn.context(training=training, seed=self.seed, step=self.iteration):
-            for action in schedule:
-                done = self._do(step, action)
-                result = done or result
-        self._settle(step)
-        return result
+            for event in events:
+                run.do(event)
+        run.settle()
+        return run.result
 
-    def _check_images(self, plan: Plan, images: Any, batch: int) -> None:
+    def _check_images(self, plan: Plan, images: Mapping[str, Any], batch: int) -> None:
         """Refuse images that are not those of `plan.input_rows`: training would go on, with wrong pairs."""
-        start, stop = plan.input_rows(self.comm.rank)
-        shape = (0, *self.shape) if images is None else images.shape
-        if shape != (stop - start, *self.shape) or (images is not None and images.dtype != self.dtype):
-            given = "none" if images is None else f"{images.dtype} {images.shape}"
-            wanted = f"{self.dtype} {(stop - start, *self.shape)}" if start < stop else "none (None)"
+        for name, given in plan.inputs.items():
+            start, stop = plan.input_rows(self.rank) if plan.region(given.layout, (), self.rank) else (0, 0)
+            x = images.get(name)
+            shape = (0, *given.shape) if x is None else x.shape
+            fits = x is None or x.dtype == self.dtype or x.dtype.kind in "iu"
+            if shape == (stop - start, *given.shape) and fits:
+                continue
+            got = "none" if x is None else f"{x.dtype} {x.shape}"
+            wanted = f"{self.dtype} {(stop - start, *given.shape)}" if start < stop else "none (None)"
+            what = "images" if len(plan.inputs) == 1 else f"input {name!r}"
             raise InputError(
-                f"rank {self.comm.rank}: got images {given}, expected {wanted}: rows {start} to {stop} of the batch of "
+                f"rank {self.rank}: got {what} {got}, expected {wanted}: rows {start} to {stop} of the batch of "
                 f"{batch}, of which it is given all labels"
             )
 
-    def _do(self, step: Step, action) -> Result | None:
-        match action:
-            case Forward(segment, chunk):
-                self.segments.forward(step, segment, chunk)
-            case Backward(segment, chunk):
-                self.segments.backward(step, segment, chunk)
-            case BackwardInput(segment, chunk):
-                self.segments.backward(step, segment, chunk, defer_weights=True)
-            case BackwardWeight(segment, chunk):
-                self.segments.backward_weights(step, segment, chunk)
-            case Start(boundary, chunk, direction):
-                self.boundaries.start(step, boundary, chunk, direction)
-            case Finish(boundary, chunk, direction):
-                self.boundaries.finish(step, boundary, chunk, direction)
-            case ReduceGradients(bucket):
-                self.sync.reduce(bucket)
-            case Update(group, chunk):
-                self._update(step, group, chunk)
-            case Metrics():
-                return self._metrics(step)
-        return None
-
-    def _settle(self, step: Step) -> None:
-        """Wait for the sends that nothing has waited for."""
-        for pending in (p for flying in step.flying.values() for p in flying):
-            pending.wait()
-
-    # -- the end of a step ---------------------------------------------------------------------------
-
-    def _update(self, step: Step, group: str, chunk: int | None) -> None:
-        if chunk is None or step.averaged_over(chunk):  # no samples, no step
-            with self.ledger.scope(phase="update", layer=group):
-                before = self.ledger.state("compute")
-                self.optimiser.update_group(self.group_index[group])
-                self.ledger.restore(before)
-        self.sync.share_weights(group)
-        for p in self.groups[group]:
-            p.grad = None
-
-    def _metrics(self, step: Step) -> Result:
-        mine = np.array([step.loss, step.correct, step.samples], np.float64)
+    def metrics(self, run: Run, tag: int) -> Result:
+        """Sum loss, correct answers and samples over all ranks; raise where the loss is not finite."""
+        mine = np.array([run.loss, run.correct, run.samples], np.float64)
         if self.comm.size > 1:
             with self.ledger.scope(phase="metrics", layer="loss", cause="loss and accuracy"):
-                mine = collectives.all_reduce(self.comm, mine, METRICS_ALGORITHM)
+                mine = self.comm.start(collectives.all_reduce.steps(self.comm, mine, SMALL), tag).wait()
         result = Result(float(mine[0]), int(mine[1]), int(mine[2]))
-        if step.training and not np.isfinite(result.loss):
-            self._settle(step)
-            self.sync.settle()
-            from .nonfinite import diagnose
-
-            raise diagnose(self, step.images, step.labels)
+        if run.training and not np.isfinite(result.loss):
+            run.settle()
+            raise diagnose(self, run.images, run.labels)
         return result
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the parameters held here, on the host, by name."""
-        return {name: to_host(p.data).copy() for name, p in self.replica.parameters.items()}
+        held = (p.name for p in self.plan.held[self.rank] if not p.buffer)
+        return {name: to_host(self.replica.variables[name].data).copy() for name in held}

@@ -1,8 +1,8 @@
 """Bringing gradients together over ranks, bucket by bucket, while backward still runs.
 
-The gradients of a bucket are views of one flat buffer, so its sum needs no copy; a bucket starts when
-its last gradient is ready, always in the order of the buckets, on every rank alike (as PyTorch's
-DistributedDataParallel does: Li et al. 2020, arXiv 2006.15704, sec. 3.2).
+The gradients of a bucket are views of one flat buffer, so its sum needs no copy (as in PyTorch's
+DistributedDataParallel: Li et al. 2020, arXiv 2006.15704, sec. 3.2). It starts where the events say that nothing more is
+added to them.
 
 A sharded bucket is the published OWT code's: reduce_scatter, the owner of a shard alone keeps its
 momentum and updates it, all_gather of the new weights.
@@ -11,7 +11,7 @@ momentum and updates it, all_gather of the new weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import Any
 
 from ..comm import collectives
@@ -20,20 +20,17 @@ from ..comm.communicator import Communicator
 from ..comm.ledger import Scope
 from ..factors import Factors
 from ..nn import Parameter
-from ..tensor import Tensor
-from .plan import Bucket, Plan
+from .planned import Bucket
 from .transfer import Algorithms
 
 
-class GradientBucket(ABC):
+class GradientSum(ABC):
     """Parameters whose gradients come together over a group; `_collective` and `_arrived` say how.
 
     Attributes
     ----------
     pieces : list of Parameter
         Of a sharded bucket: what this rank's optimiser updates in place of the parameters.
-    missing : set of int
-        Parameters (by id) whose gradients are not final yet.
     pending : Pending or None
         The exchange while it is under way.
     """
@@ -43,7 +40,6 @@ class GradientBucket(ABC):
     ) -> None:
         self.bucket, self.parameters, self.comm, self.algorithms = bucket, parameters, comm, algorithms
         self.dtype, self.xp = parameters[0].data.dtype, xp
-        self.missing = {id(p) for p in parameters}
         self.pending = None
         self.pieces: list[Parameter] = []
         if bucket.sharded:
@@ -77,11 +73,6 @@ class GradientBucket(ABC):
     def _arrived(self, result: Any) -> None:
         """Put what the exchange came to where the optimiser looks for it."""
 
-    def ready(self, leaf: Tensor) -> bool:
-        """Note that a gradient is final; True when it was the last one missing."""
-        self.missing.discard(id(leaf))
-        return not self.missing
-
     def _scope(self, phase: str, cause: str) -> Scope:
         bucket = self.bucket
         return self.comm.ledger.scope(phase=phase, layer=bucket.layer, tensor=bucket.tensor, cause=cause)
@@ -89,26 +80,29 @@ class GradientBucket(ABC):
     def start(self) -> None:
         """Post the first messages of the exchange."""
         with self._scope("gradient sync", "replicated weights"):
-            self.pending = self.comm.start(self._collective())
+            self.pending = self.comm.start(self._collective(), self.bucket.tag)
 
     def finish(self) -> None:
         """Wait until the sum is there."""
-        if self.pending is None:
-            self.start()
         result, self.pending = self.pending.wait(), None
-        self.missing = {id(p) for p in self.parameters}
         self._arrived(result)
+
+    def settle(self) -> None:
+        """See it to its end where the step is given up before that."""
+        if self.pending is not None:
+            self.finish()
 
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
         with self._scope("update", "sharded momentum"):
-            collectives.all_gather_inplace(self.comm, self.weights, self.counts, self.algorithms.all_gather)
+            steps = collectives.all_gather_inplace.steps(self.comm, self.weights, self.counts, self.algorithms.all_gather)
+            self.comm.start(steps, self.bucket.tag + 1).wait()
         for p in self.parameters:
             p.version += 1
             p.grad = None
 
 
-class BucketSum(GradientBucket):
+class BucketSum(GradientSum):
     """A flat buffer of gradients, and its sum by all_reduce, or reduce_scatter where it is sharded."""
 
     def __init__(self, *args: Any) -> None:
@@ -134,7 +128,7 @@ class BucketSum(GradientBucket):
             at += piece.size
 
 
-class FactorExchange(GradientBucket):
+class FactorExchange(GradientSum):
     """One weight matrix (i, o), whose gradient is the sum over ranks of x^T gy        x (n, i)   gy (n, o)
 
     That sum is the product of all ranks' x, one below the other, and all their gy. So not the gradient is sent,
@@ -176,53 +170,6 @@ class FactorExchange(GradientBucket):
             piece.factors = Factors(x[:, self.rows], gy)
 
 
-class GradientSync:
-    """All buckets of a rank.
-
-    Buckets start in their order, which is that of the plan and the same on every rank of a group: one that is
-    ready waits until those before it are.
-
-    Parameters
-    ----------
-    overlap : bool
-        Start a bucket as soon as it is ready; else only when it is waited for.
-    """
-
-    def __init__(self, buckets: Iterable[GradientBucket], overlap: bool) -> None:
-        self.buckets = {b.bucket.index: b for b in buckets}
-        self.owner = {id(p): b for b in self.buckets.values() for p in b.parameters}
-        self.overlap = overlap
-
-    def begin(self, plan: Plan, rank: int) -> None:
-        """Before a step: with another batch, other rows bring the factors."""
-        for bucket in plan.buckets[rank]:
-            self.buckets[bucket.index].bucket = bucket
-
-    def ready(self, leaf: Tensor) -> None:
-        """A gradient is final; if it was the last one missing, start its bucket and those that waited for it."""
-        owner = self.owner.get(id(leaf))
-        if owner is None or not owner.ready(leaf) or not self.overlap:
-            return
-        for b in self.buckets.values():
-            if b.bucket.update == owner.bucket.update:
-                if b.missing:
-                    break
-                if b.pending is None:
-                    b.start()
-
-    def reduce(self, index: int) -> None:
-        """Wait for the sum of one bucket."""
-        self.buckets[index].finish()
-
-    def settle(self) -> None:
-        """See the sums that are under way to their end; the step is given up."""
-        for b in self.buckets.values():
-            if b.pending is not None:
-                b.finish()
-            b.missing = {id(p) for p in b.parameters}
-
-    def share_weights(self, update: str) -> None:
-        """all_gather the weights of the sharded buckets of an update group."""
-        for b in self.buckets.values():
-            if b.bucket.sharded and b.bucket.update == update:
-                b.share_weights()
+def make_sum(bucket: Bucket, *args: Any) -> GradientSum:
+    """What brings the gradients of a bucket together; the arguments are those of `GradientSum`."""
+    return (FactorExchange if bucket.matrix else BucketSum)(bucket, *args)

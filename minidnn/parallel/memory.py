@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from .placement import OnRank, Shard
-from .plan import Plan
-from .schedule import peak_activations
+from ..text import size
+from .events import Compute
+from .planned import Planned
 
 
 @dataclass(frozen=True)
@@ -26,37 +26,29 @@ class Memory:
     def total(self) -> int:
         return self.parameters + self.gradients + self.momenta + self.activations
 
-    def text(self) -> str:
-        from ..report.text import size
-
+    def __str__(self) -> str:
         return (
             f"{size(self.total)} (weights {size(self.parameters)}, gradients {size(self.gradients)}, "
             f"momenta {size(self.momenta)}, activations {size(self.activations)})"
         )
 
 
-def rank_memory(plan: Plan, rank: int) -> Memory:
+def rank_memory(plan: Planned, rank: int) -> Memory:
     """The memory of `rank` in one step of `plan`, with plain momentum SGD."""
-    itemsize, member = plan.dtype.itemsize, rank % plan.grid.mp
-    weights = sum(p.size for p in plan.parameters[rank])
-    momenta = gradients = weights
+    weights = sum(p.size for p in plan.held[rank])
+    momenta = gradients = sum(p.size for p in plan.held[rank] if p.trained)
     for bucket in plan.buckets[rank]:
-        group = plan.group(bucket.group, rank)
+        group = plan.mesh.group(rank, bucket.axes)
         if bucket.sharded:
             momenta -= bucket.elements - bucket.shard_counts(len(group))[group.index(rank)]
         if bucket.matrix:
             gradients -= bucket.elements - sum(bucket.factor_counts)
-    activations = 0
-    for segment, chunks in zip(plan.segments, plan.chunks_of(rank), strict=True):
-        alive = peak_activations(list(plan.schedules[rank]), segment.index)
-        held = 0
-        for layer in segment.layers:
-            if isinstance(layer.placement, OnRank) and layer.placement.rank != member:
-                continue
-            n = len(chunks[0].held(layer.placement, member))
-            features = layer.out_shape
-            if layer.placement == Shard(-1):
-                features = (*features[:-1], layer.local_features(plan.grid.mp, member))
-            held += n * prod(features)
-        activations += alive * held
-    return Memory(*(itemsize * n for n in (weights, gradients, momenta, activations)))
+    alive = peak = 0
+    for event in plan.events[rank]:
+        if isinstance(event, Compute) and event.layer.backward and event.phase != "input":
+            layer = event.layer
+            batch = plan.stages[layer.stage].micro_batches[event.micro_batch]
+            kept = prod(plan.local_shape(layer.layout, layer.out_shape, rank, batch)) if layer.layer is not None else 0
+            alive += kept if event.phase == "forward" else -kept
+            peak = max(peak, alive)
+    return Memory(*(plan.dtype.itemsize * n for n in (weights, gradients, momenta, peak)))

@@ -22,10 +22,9 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     updated since (One Weird Trick with an update after every chunk).
     """
     names = [layer.name for layer in executor.plan.layers]
-    wrong = [name for name, p in executor.replica.parameters.items() if not _finite(p.data)]
-    weights = _least(
-        executor, min((names.index(name.rpartition(".")[0]) for name in wrong), default=len(names))
-    )
+    held, variables = executor.plan.held[executor.rank], executor.replica.variables
+    wrong = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
+    weights = _least(executor, min(map(names.index, wrong), default=len(names)))
     output = _least(executor, _first_output(executor, images, labels, names))
     place, kind = (weights, "weights") if weights <= output else (output, "output")
     step = executor.iteration
@@ -47,15 +46,15 @@ def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[st
     seen: list[str] = []
 
     def watch(name: str, y: Any) -> None:
-        if y.data.size and not _finite(y.data):
+        if y.size and not _finite(y):
             seen.append(name)
 
     tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
-    executor.segments.watch = watch
+    executor.watch = watch
     try:
         executor.evaluate(images, labels)
     finally:
-        executor.segments.watch, executor.ledger.tracing = None, tracing
+        executor.watch, executor.ledger.tracing = None, tracing
     return names.index(seen[0]) if seen else len(names)
 
 

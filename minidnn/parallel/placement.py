@@ -1,44 +1,59 @@
-"""Where a tensor lives on a group of ranks.
+"""Where a value lives on a mesh: one placement for each axis, and the part of the value that follows for each rank.
 
-The words are those of PyTorch's DTensor: a tensor is split along an axis (`Shard`), the same on
-every member (`Replicate`), or still to be summed (`Partial`); `OnRank` is held by one member only.
-The placement of a *layer* is the placement of its output:
+The words are those of PyTorch's DTensor: along an axis of the mesh a value is split along one of its own axes
+(`Shard`), the same on every rank (`Replicate`), still to be summed (`Partial`), or held at one place alone (`At`).
+What a layer with a window reads is a `Halo`: the rows under the windows of its own outputs, and so rows of its
+neighbours.  All placements of one value, in the order of the mesh, are its *layout*.
 
-=============  ============================================  ==================================
-output         what each member computes                     weights
-=============  ============================================  ==================================
-Shard(0)       its rows of the batch (data parallel)         whole on every member
-Shard(-1)      its output features (column-parallel)         split by output features
-Partial()      a sum over its input features (row-parallel)  split by input features
-Replicate()    everything                                    whole on every member
-OnRank(r)      everything, on member r alone                 on member r
-=============  ============================================  ==================================
+What a rank holds is a rectangle of the whole (`Region`).  Of samples, axis 0, it is a list of *blocks*: the batch is cut
+once, over all axes of the mesh along which any layer splits samples, and a rank holds some of the blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
+
+from .mesh import Mesh, bounds
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Split along `axis`: 0 is the samples, -1 the features (channels of an image)."""
+    """Split along `axis` of the value: 0 is the samples, -1 the features, 1 and 2 the height and width of images.
+
+    `units` is the number of indivisible pieces of that axis, such as the groups of a convolution; None: all entries.
+    """
 
     axis: int
-
-    def __post_init__(self) -> None:
-        if self.axis not in (0, -1):
-            raise ValueError(f"Shard({self.axis}): the axis is 0 (samples) or -1 (features)")
+    units: int | None = None
 
     def __str__(self) -> str:
         return f"Shard({self.axis})"
 
 
 @dataclass(frozen=True)
+class Halo:
+    """What windows read: member i of the group along `axes` has the entries ``ranges[i]`` of `axis`, which may overlap.
+
+    As the placement of a gradient it is a sum: what two members have of one entry is added.
+    """
+
+    axis: int
+    axes: tuple[str, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"Halo({self.axis})"
+
+
+@dataclass(frozen=True)
 class Replicate:
-    """The same on every member."""
+    """The same on every rank."""
 
     def __str__(self) -> str:
         return "Replicate"
@@ -46,66 +61,164 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Partial:
-    """Every member holds a term of a sum still to be made."""
+    """Every rank holds a term of a sum still to be made."""
 
     def __str__(self) -> str:
         return "Partial"
 
 
 @dataclass(frozen=True)
-class OnRank:
-    """Held by member `rank` of the group alone."""
+class At:
+    """Held at coordinate `index` of the axis alone."""
 
-    rank: int
+    index: int
 
     def __str__(self) -> str:
-        return f"OnRank({self.rank})"
+        return f"At({self.index})"
 
 
-Placement = Shard | Replicate | Partial | OnRank
+Placement = Shard | Halo | Replicate | Partial | At
+Layout = tuple[Placement, ...]  # one for each axis of the mesh
 
 
-def split(n: int, parts: int) -> tuple[int, ...]:
-    """The sizes of `parts` nearly equal parts of `n`: the first ``n % parts`` get one more."""
-    return tuple(n // parts + (i < n % parts) for i in range(parts))
+def layout_text(layout: Layout, mesh: Mesh) -> str:
+    """A layout in words; along an axis that is not named the value is replicated."""
+    said = [(n, p) for n, p, size in zip(mesh.names, layout, mesh.sizes, strict=True) if size > 1]
+    if len(said) < 2:
+        return str(said[0][1] if said else Shard(0))
+    parts = [f"{name}: {placement}" for name, placement in said if placement != Replicate()]
+    return ", ".join(parts) or "Replicate"
 
 
-def offsets(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The start of each part: ``(3, 2, 2) -> (0, 3, 5)``."""
-    return tuple(int(x) for x in np.cumsum((0, *sizes[:-1])))
+class Region(NamedTuple):
+    """A rectangle of a value: the numbers of its blocks of samples, and start and stop along each other axis."""
 
-
-def bounds(n: int, parts: int, index: int) -> tuple[int, int]:
-    """Start and stop of part `index` of `split(n, parts)`."""
-    sizes = split(n, parts)
-    start = sum(sizes[:index])
-    return start, start + sizes[index]
+    blocks: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The process grid ``arange(dp * mp).reshape(dp, mp)``.
+class MicroBatch:
+    """The samples that pass through a stage at once: rows ``blocks[k]`` (start, stop) of the batch are its block k."""
 
-    A *row* is a model group: its `mp` members share one part of the batch, and placements speak of
-    them. A *column* holds the `dp` ranks that hold the same part of the model.
-    """
+    blocks: tuple[tuple[int, int], ...]
 
-    dp: int
-    mp: int
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Samples of each block."""
+        return tuple(stop - start for start, stop in self.blocks)
+
+    @cached_property
+    def size(self) -> int:
+        return sum(self.rows)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - few, and kept with the plan
+    def samples(self, blocks: tuple[int, ...] | None = None) -> np.ndarray:
+        """The numbers, in the batch, of the samples in some blocks (default: in all)."""
+        chosen = self.blocks if blocks is None else [self.blocks[k] for k in blocks]
+        return np.concatenate([np.arange(0), *(np.arange(*rows) for rows in chosen)])
+
+    def shape(self, region: Region) -> tuple[int, ...]:
+        """The shape of the array that holds a region."""
+        return (sum(self.rows[k] for k in region.blocks), *(stop - start for start, stop in region.box))
+
+    def index(self, part: Region, whole: Region) -> tuple[slice, ...]:
+        """Where a part lies in the array that holds `whole`; its blocks are consecutive there."""
+        first = whole.blocks.index(part.blocks[0]) if part.blocks else 0
+        start = sum(self.rows[k] for k in whole.blocks[:first])
+        rows = slice(start, start + sum(self.rows[k] for k in part.blocks))
+        inner = (slice(a - o, b - o) for (a, b), (o, _) in zip(part.box, whole.box, strict=True))
+        return rows, *inner
+
+
+class Blocks(NamedTuple):
+    """How the samples of a batch lie on a mesh: cut over these axes, in the order of the mesh."""
+
+    mesh: Mesh
+    axes: tuple[str, ...]
 
     @property
-    def size(self) -> int:
-        return self.dp * self.mp
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self.mesh.axis_size(axis) for axis in self.axes)
 
-    def row(self, rank: int) -> tuple[int, ...]:
-        start = rank // self.mp * self.mp
-        return tuple(range(start, start + self.mp))
+    def held(self, layout: Layout, coordinates: Sequence[int]) -> tuple[int, ...]:
+        """The numbers of the blocks that a rank holds of a value so laid out."""
+        held = [0]
+        for name, size in zip(self.axes, self.sizes, strict=True):
+            i = self.mesh.names.index(name)
+            own = (coordinates[i],) if layout[i] == Shard(0) else range(size)
+            held = [k * size + j for k in held for j in own]
+        return tuple(held)
 
-    def column(self, rank: int) -> tuple[int, ...]:
-        return tuple(range(rank % self.mp, self.size, self.mp))
+    def region(self, layout: Layout, shape: Sequence[int], rank: int) -> Region | None:
+        """What a rank holds of a value whose samples have `shape`; None where it holds nothing."""
+        return _region(self, layout, tuple(shape), self.mesh.coordinates[rank])
 
-    def world(self, rank: int) -> tuple[int, ...]:
-        return tuple(range(self.size))
+    def cut(self, batch: int) -> tuple[tuple[int, int], ...]:
+        """The rows of a batch in each block."""
+        rows = [(0, batch)]
+        for size in self.sizes:
+            rows = [
+                (start + a, start + b)
+                for start, stop in rows
+                for a, b in (bounds(stop - start, size, i) for i in range(size))
+            ]
+        return tuple(rows)
 
-    def __str__(self) -> str:
-        return f"{self.dp} x {self.mp}" if self.dp > 1 else f"{self.mp}"
+
+@lru_cache(maxsize=65536)
+def _region(blocks: Blocks, layout: Layout, shape: tuple[int, ...], at: tuple[int, ...]) -> Region | None:
+    if any(isinstance(p, At) and p.index != i for p, i in zip(layout, at, strict=True)):
+        return None
+    box = intervals(layout, (0, *shape), at, blocks.mesh)[1:]
+    return Region(blocks.held(layout, at), box)
+
+
+def intervals(
+    layout: Layout, shape: Sequence[int], coordinates: Sequence[int], mesh: Mesh
+) -> tuple[tuple[int, int], ...]:
+    """Start and stop, along each axis of an array of the whole `shape`, of the part at `coordinates`."""
+    found = []
+    for axis, n in enumerate(shape):
+        start, stop, units = 0, n, n
+        for placement, i, size in zip(layout, coordinates, mesh.sizes, strict=True):
+            if not isinstance(placement, Shard | Halo) or placement.axis % len(shape) != axis:
+                continue
+            if isinstance(placement, Halo):
+                start, stop = placement.ranges[mesh.index(coordinates, placement.axes)]
+                continue
+            if placement.units is not None and units == n:  # the outermost split says what is in one piece
+                units = placement.units
+                stop = units
+            first, last = bounds(stop - start, size, i)
+            start, stop = start + first, start + last
+        found.append((start * n // units, stop * n // units) if units and units != n else (start, stop))
+    return tuple(found)
+
+
+def pieces(source: Region, target: Region, micro_batch: MicroBatch) -> list[Region]:
+    """The rectangles in which two regions meet, each in one piece in both."""
+    box = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(source.box, target.box, strict=True))
+    if any(start >= stop for start, stop in box):
+        return []
+    runs: list[list[int]] = []
+    for k in target.blocks:
+        if k not in source.blocks or not micro_batch.rows[k]:
+            continue
+        last = runs[-1][-1] if runs else None
+        if last is not None and all(_follows(r.blocks, last, k, micro_batch) for r in (source, target)):
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    return [Region(tuple(run), box) for run in runs]
+
+
+def _follows(blocks: tuple[int, ...], last: int, k: int, micro_batch: MicroBatch) -> bool:
+    """Whether block k comes right after `last` among `blocks`, but for empty ones."""
+    between = blocks[blocks.index(last) + 1 : blocks.index(k)]
+    return blocks.index(k) > blocks.index(last) and not any(micro_batch.rows[j] for j in between)
+
+
+def elements(region: Region, micro_batch: MicroBatch) -> int:
+    """Numbers in a region."""
+    return prod(micro_batch.shape(region))

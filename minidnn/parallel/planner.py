@@ -1,31 +1,38 @@
-"""From (model, strategy, shapes) to a `Plan`: communication layers put in, schedules completed.
+"""From (model, strategy, shapes) to a `Plan`: the rule applied to every layer, communication layers put in between.
 
 Nothing here touches an array or a communicator, so the plan of 1,024 ranks is made on a laptop.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 
 from .. import nn
 from ..errors import InputError
-from .per_rank import per_rank
-from .placement import Partial, Placement, Replicate, Shard, bounds, split
-from .plan import Boundary, Chunk, Exchange, LayerPlan, Plan, Segment
-from .shard import Requirement, requirement
-from .strategy import Options, Strategy
+from .events import FIRST_TAG, lower
+from .held import buckets_of, held_by
+from .mesh import bounds
+from .placement import At, Blocks, Layout, MicroBatch, Partial, Replicate, Shard
+from .plan import Plan
+from .planned import Exchange, Input, LayerPlan, PerRank, Stage
+from .rule import Derived, PlacementError, derive
+from .strategy import Strategy
 
 LOSS = "loss"
-INPUT = "input"
+LAST_TAG = 1 << 18  # what a communicator can tell apart
+
+Shapes = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 
 
 def make_plan(
     model: nn.Sequential,
-    shape: tuple[int, ...],
+    shape: Shapes,
     strategy: Strategy,
     batch: int,
-    options: Options,
     title: str = "model",
+    nodes: Sequence[int] | None = None,
     check: bool = True,
 ) -> Plan:
     """Plan one training step.
@@ -34,220 +41,222 @@ def make_plan(
     ----------
     model : Sequential
         Needs no weights.
-    shape : tuple of int
-        One sample: (H, W, C).
+    shape : tuple of int, or dict of them
+        One sample, (H, W, C); of a model of several inputs, that of each by name.
     batch : int
         Samples of the whole step, over all ranks.
+    nodes : sequence of int, optional
+        The node (host) of each rank; default all on one.
+    check : bool
+        Refuse a batch that leaves a rank or micro-batch without a sample.
 
     Raises
     ------
     InputError
-        More ranks than the batch can be split over.
+        More ranks than the batch can be split over, or more micro-batches than there are tags.
     PlacementError
-        A layer that cannot take its placement.
+        A layer that cannot be split as the strategy says, or tied layers that are split in different ways.
     """
-    grid = strategy.grid
+    builder = _Builder(model, shape, strategy)
     if check:
-        check_batch(strategy, batch)
-    segments, boundaries, first = _Builder(model, shape, strategy, options).build()
-    row_batches = split(batch, grid.dp)
-    chunks = tuple(_chunks(strategy, rows) for rows in row_batches)
-    return Plan(
+        _check_batch(strategy, builder.blocks, batch)
+    stages, inputs = builder.build(_micro_batches(strategy, builder.blocks, batch))
+    if builder.tag + 2 * len(stages) * len(builder.names) > LAST_TAG:
+        raise InputError(f"{max(strategy.micro_batches)} micro-batches send more messages than there are tags: use fewer")
+    size = strategy.mesh.size
+    plan = Plan(
         model=title,
         strategy=strategy.name,
-        grid=grid,
+        mesh=strategy.mesh,
         batch=batch,
-        dtype=np.dtype(options.dtype),
-        row_batches=row_batches,
-        segments=segments,
-        boundaries=boundaries,
-        chunks=chunks,
-        alive=strategy.alive,
-        input_placement=first,
-        algorithms=options.algorithms,
-        nodes=options.nodes or (0,) * grid.size,
-        **per_rank(segments, chunks, strategy, options),
+        blocks=builder.blocks,
+        inputs=inputs,
+        stages=stages,
+        options=strategy.options,
+        nodes=tuple(nodes) if nodes else (0,) * size,
+        notes=strategy.notes,
+        schedules=PerRank(size, lambda r: tuple(strategy.schedule(strategy.mesh.coordinate(r, "stage")))),
+        events=PerRank(size, lambda r: lower(plan, r)),
+        held=PerRank(size, lambda r: held_by(plan, r)),
+        buckets=PerRank(size, lambda r: buckets_of(plan, r, builder.tag)),
     )
+    _check_tied(plan)
+    return plan
 
 
-def check_batch(strategy: Strategy, batch: int) -> None:
-    """Refuse a batch that leaves a rank or a chunk without a sample."""
-    grid, most = strategy.grid, max(strategy.chunks)
-    sharded = Shard(0) in strategy.placements.values()
-    parts = grid.dp * (grid.mp if sharded else 1)
-    if strategy.chunking != "by member":
-        parts *= most
+def _check_batch(strategy: Strategy, blocks: Blocks, batch: int) -> None:
+    """Refuse a batch that leaves a rank or a micro-batch without a sample."""
+    most = 1 if strategy.by_member else max(strategy.micro_batches)
+    parts = prod(blocks.sizes) * most
     if batch < parts:
-        chunks = f" in {most} chunks" if most > 1 else ""
+        cut = f" in {most} micro-batches" if most > 1 else ""
         raise InputError(
-            f"a batch of {batch} cannot be split over {grid.size} ranks{chunks} by strategy "
-            f"{strategy.name!r}: give --batch {parts} or more, or fewer ranks"
+            f"a batch of {batch} cannot be split over {strategy.mesh.size} ranks{cut} by strategy "
+            f"{strategy.name!r}: give batch={parts} or more, or fewer ranks"
         )
 
 
-def _chunks(strategy: Strategy, rows: int) -> tuple[tuple[Chunk, ...], ...]:
-    """The chunks of each segment for a model group with `rows` samples."""
-    size = strategy.grid.mp
-    blocks = [bounds(rows, size, m) for m in range(size)]
-    plans = []
-    for count in strategy.chunks:
-        if strategy.chunking == "contiguous":
-            parts = [[bounds(rows, count, c)] + [(0, 0)] * (size - 1) for c in range(count)]
-        elif strategy.chunking == "by member" and count > 1:
-            parts = [[blocks[m] if m == c else (0, 0) for m in range(size)] for c in range(count)]
-        else:
-            parts = [
-                [tuple(start + x for x in bounds(stop - start, count, c)) for start, stop in blocks]
-                for c in range(count)
-            ]
-        plans.append(tuple(Chunk(tuple(part)) for part in parts))
-    return tuple(plans)
+def _micro_batches(strategy: Strategy, blocks: Blocks, batch: int) -> list[tuple[MicroBatch, ...]]:
+    """Those of each stage: a part of every block, or the blocks of one member."""
+    cut, found = blocks.cut(batch), []
+    members = [0] * len(cut)
+    if strategy.by_member in blocks.axes:
+        i, sizes = blocks.axes.index(strategy.by_member), blocks.sizes
+        members = [k // prod(sizes[i + 1 :]) % sizes[i] for k in range(len(cut))]
+    for count in strategy.micro_batches:
+        parts = []
+        for j in range(count):
+            if strategy.by_member and count > 1:
+                part = [rows if member == j else (rows[0], rows[0]) for rows, member in zip(cut, members, strict=True)]
+            else:
+                part = [tuple(a + x for x in bounds(b - a, count, j)) for a, b in cut]
+            parts.append(MicroBatch(tuple(part)))
+        found.append(tuple(parts))
+    return found
+
+
+def _check_tied(plan: Plan) -> None:
+    """Refuse a variable whose users do not hold the same part of it on the same ranks."""
+
+    def place(layer: LayerPlan, variable: nn.Variable) -> tuple:
+        path = next(key for key, own in layer.layer.named_variables(prefix="") if own is variable)
+        return layer.derived.variables[path], plan.stages[layer.stage].at, layer.update
+
+    for name, users in plan.users.items():
+        first = plan.by_name[users[0]]
+        shared = dict(first.layer.named_variables(prefix=first.name))[name]
+        for user in users[1:]:
+            if place(plan.by_name[user], shared) != place(first, shared):
+                raise PlacementError(
+                    f"{user} and {first.name} share {name}, but would not hold the same part of it on the same ranks: "
+                    "split them alike, in one stage and one parameter group"
+                )
 
 
 class _Builder:
     """Works out, layer by layer, which communication layers go in."""
 
-    def __init__(
-        self, model: nn.Sequential, shape: tuple[int, ...], strategy: Strategy, options: Options
-    ) -> None:
-        self.strategy, self.options, self.size = strategy, options, strategy.grid.mp
-        rows = list(model.shapes(shape))
-        self.names = [name for name, *_ in rows] + [LOSS]
+    def __init__(self, model: nn.Sequential, shape: Shapes, strategy: Strategy) -> None:
+        self.strategy, self.mesh, self.tag = strategy, strategy.mesh, FIRST_TAG
+        shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
+        rows = list(model.shapes(*(shapes[name] for name in model.inputs)))
+        self.inputs = list(model.inputs)
+        self.names = [*model.names, LOSS]
         self.layers = {name: layer for name, layer, *_ in rows} | {LOSS: None}
-        self.in_shapes = {name: inputs for name, _, inputs, _ in rows}
-        self.out_shapes = {INPUT: tuple(shape)} | {name: out for name, *_, out in rows}
-        last = self.names[-2]
-        self.in_shapes[LOSS] = (self.out_shapes[last],)
+        self.out_shapes = shapes | {name: tuple(out) for name, *_, out in rows}
+        self.sources = dict(model.sources) | {LOSS: (model.names[-1],)}
+        self.in_shapes = {n: tuple(self.out_shapes[v] for v in self.sources[n]) for n in self.names}
         self.out_shapes[LOSS] = ()
-        previous = [INPUT, *self.names[:-1]]
-        self.sources = {
-            n: (p, *(self.layers[n].also if n != LOSS else ()))
-            for n, p in zip(self.names, previous, strict=True)
-        }
-        self.placements = strategy.placements
-        self.consumers = {v: [n for n in self.names if v in self.sources[n]] for v in [INPUT, *self.names]}
-        self.segment = self._segments()
-        self.needs = {n: self._requirement(n) for n in self.names}
+        self.stage = dict(zip(self.names, self._stages(), strict=True))
+        self.uses = {v: [n for n in self.names if v in self.sources[n]] for v in [*self.inputs, *self.names]}
+        self.derived = {n: self._derive(n) for n in self.names}
+        spread = {a for split in strategy.splits.values() for a in split.letters.get("n", ()) if self.mesh.axis_size(a) > 1}
+        self.blocks = Blocks(self.mesh, tuple(a for a in self.mesh.names if a in spread))
+        self.trained = {n: any(p.requires_grad for p in self.layers[n].parameters()) for n in model.names} | {LOSS: False}
+        self.differentiable: dict[str, bool] = dict.fromkeys(self.inputs, False)
+        for n in self.names:
+            self.differentiable[n] = self.trained[n] or any(self.differentiable[v] for v in self.sources[n])
         self.gradients = self._gradients()
-        self.differentiable = self._differentiable()
 
-    def _segments(self) -> dict[str, int]:
-        index, segments = 0, {}
+    def _stages(self) -> list[int]:
+        starts, index, found = self.strategy.starts, 0, []
         for name in self.names:
-            if index < len(self.strategy.starts) and name == self.strategy.starts[index]:
-                index += 1
-            segments[name] = index
-        return segments
+            index += index < len(starts) and name == starts[index]
+            found.append(index)
+        return found
 
-    def _requirement(self, name: str):
-        placement = self.placements[name]
-        layer = self.layers[name]
-        if layer is None:
-            return Requirement(placement, placement)
-        return requirement(name, layer, placement, self.size, self.in_shapes[name][0])
+    def _derive(self, name: str) -> Derived:
+        """The rule; on a pipeline, at the place of the layer's stage."""
+        split = self.strategy.splits[name]
+        if self.strategy.pipelined:
+            split = replace(split, at={**split.at, "stage": self.stage[name]})
+        return derive(name, self.layers[name], self.in_shapes[name], self.out_shapes[name], split, self.mesh)
 
-    def _gradients(self) -> dict[str, tuple[Placement, Placement]]:
-        """For each layer, the placement of the gradient of its output, and the one it leaves of its input.
+    def _gradients(self) -> dict[str, tuple[Layout, tuple[Layout, ...]]]:
+        """For each layer, the layout of the gradient of its output, and those it leaves of its inputs.
 
         The backward of a layer without parameters is linear in its gradient. So such a layer, where
         it is replicated, passes a `Partial` gradient on as it is, and the sum is made further down,
         where it may cost less: a reduce_scatter in place of an all_reduce.
         """
-        result: dict[str, tuple[Placement, Placement]] = {}
+        result: dict[str, tuple[Layout, tuple[Layout, ...]]] = {}
         for name in reversed(self.names):
-            placement, need = self.placements[name], self.needs[name]
-            out = Replicate() if isinstance(placement, Partial) else placement
-            leaves = need.gradient
-            layer, consumers = self.layers[name], self.consumers[name]
-            plain = layer is not None and not list(layer.named_parameters())
-            if plain and placement == Replicate() and len(consumers) == 1 and len(self.sources[name]) == 1:
-                consumer = consumers[0]
-                if self.segment[consumer] == self.segment[name] and result[consumer][1] == Partial():
-                    out = leaves = Partial()
-            result[name] = (out, leaves)
+            derived, consumers = self.derived[name], self.uses[name]
+            out, leaves = derived.gradient, derived.leaves
+            alone = len(consumers) == 1 and len(self.sources[name]) == 1 and self.sources[consumers[0]].count(name) == 1
+            if name != LOSS and alone and not self.layers[name].parameters():
+                (consumer,) = consumers
+                if self.stage[consumer] == self.stage[name]:
+                    theirs = result[consumer][1][self.sources[consumer].index(name)]
+                    passes = [
+                        (a, b, c, d) == (Replicate(), Replicate(), Replicate(), Partial())
+                        for a, b, c, d in zip(derived.output, derived.inputs[0], leaves[0], theirs, strict=True)
+                    ]
+                    out = tuple(Partial() if p else x for p, x in zip(passes, out, strict=True))
+                    leaves = (tuple(Partial() if p else x for p, x in zip(passes, leaves[0], strict=True)),)
+            result[name] = out, leaves
         return result
 
-    def _differentiable(self) -> set[str]:
-        """Values that depend on a parameter, so that a gradient flows to them."""
-        found: set[str] = set()
-        for name in self.names[:-1]:
-            if list(self.layers[name].named_parameters()) or any(s in found for s in self.sources[name]):
-                found.add(name)
-        return found
-
-    def _exchange(self, value: str, src, dst, grad_src, grad_dst) -> Exchange:
-        return Exchange(
-            src=src,
-            dst=dst,
-            grad_src=grad_src,
-            grad_dst=grad_dst,
-            shape=self.out_shapes[value],
-            size=self.size,
-            differentiable=value in self.differentiable,
-            algorithms=self.options.algorithms,
-        )
-
-    def build(self) -> tuple[tuple[Segment, ...], tuple[Boundary, ...], Placement]:
-        """The segments, the boundaries, and the placement in which the images are loaded."""
-        first = self.names[0]
-        # Where each value lies within the running segment, and the placement its gradient must reach there.
-        # Images are loaded whole: who needs some of their channels cuts them out.
-        loaded = Replicate() if self.needs[first].input == Shard(-1) else self.needs[first].input
-        here = {INPUT: (loaded, self.gradients[first][1])}
-        segments, boundaries = [], []
-        for index in range(len(self.strategy.starts) + 1):
-            names = [n for n in self.names if self.segment[n] == index]
-            if index > 0:
-                boundary, here = self._boundary(index, names, here)
-                boundaries.append(boundary)
+    def build(self, micro_batches: Sequence[tuple[MicroBatch, ...]]) -> tuple[tuple[Stage, ...], dict[str, Input]]:
+        """The stages, and how the model's inputs are loaded."""
+        inputs: dict[str, Input] = {}
+        known: dict[str, tuple[int, Layout, Layout]] = {}  # of each value: its stage, its layout, that of its gradient
+        for value in self.inputs:
+            first = self.uses[value][0]
+            i = self.sources[first].index(value)
+            # loaded whole but for samples: who needs a part of each image cuts it out
+            loaded = tuple(p if isinstance(p, At) or p == Shard(0) else Replicate() for p in self.derived[first].inputs[i])
+            inputs[value] = Input(loaded, self.out_shapes[value], self.stage[first])
+            known[value] = self.stage[first], loaded, self.gradients[first][1][i]
+        stages = []
+        for index, parts in enumerate(micro_batches):
+            names = [n for n in self.names if self.stage[n] == index]
+            entries = []
+            here = {v: (layout, grad) for v, (stage, layout, grad) in known.items() if stage == index}
+            for value, (origin, layout, grad) in known.items():
+                users = [n for n in names if value in self.sources[n]]
+                if origin < index and users:
+                    i = self.sources[users[0]].index(value)
+                    needed, leaves = self.derived[users[0]].inputs[i], self.gradients[users[0]][1][i]
+                    moved = (origin, index), (layout, needed, leaves, grad)
+                    entries.append(self._exchange(value, users[0], *moved, len(parts)))
+                    here[value] = needed, leaves
             layers = []
             for name in names:
-                layers.append(self._layer(name, here))
-                here[name] = (self.placements[name], self.gradients[name][0])
-            segments.append(Segment(index, tuple(layers)))
-        return tuple(segments), tuple(boundaries), loaded
+                layers.append(self._layer(name, here, index, len(parts)))
+                here[name] = self.derived[name].output, self.gradients[name][0]
+                known[name] = index, *here[name]
+            at = index if self.strategy.pipelined and self.mesh.axis_size("stage") > 1 else None
+            stages.append(Stage(index, tuple(layers), tuple(entries), parts, at, self.strategy.alive[index]))
+        return tuple(stages), inputs
 
-    def _layer(self, name: str, here: dict) -> LayerPlan:
-        need, leaves = self.needs[name], self.gradients[name][1]
+    def _layer(self, name: str, here: dict[str, tuple[Layout, Layout]], stage: int, micro_batches: int) -> LayerPlan:
+        derived, (gradient, leaves) = self.derived[name], self.gradients[name]
         exchanges = []
-        for value in self.sources[name]:
-            src, grad_dst = here[value]
-            exchange = self._exchange(value, src, need.input, leaves, grad_dst)
-            exchanges.append(None if exchange.is_identity else exchange)
-        placement, layer, sync = self.placements[name], self.layers[name], ""
-        if isinstance(layer, nn.BatchNorm) and self.options.sync_batch_norm:
-            sync = self._samples_group(placement)
-        return LayerPlan(
+        for i, value in enumerate(self.sources[name]):
+            layout, grad = here[value]
+            same = layout == derived.inputs[i] and (leaves[i] == grad or not self.differentiable[value])
+            moved = (stage, stage), (layout, derived.inputs[i], leaves[i], grad)
+            exchanges.append(None if same else self._exchange(value, name, *moved, micro_batches))
+        statistics = derived.statistics if self.strategy.options.sync_batch_norm else ()
+        plan = LayerPlan(
             name=name,
-            layer=layer,
-            placement=placement,
-            inputs=self.sources[name],
+            layer=self.layers[name],
+            stage=stage,
+            inputs=tuple(self.sources[name]),
             exchanges=tuple(exchanges),
-            in_shape=self.in_shapes[name][0],
+            shapes=self.in_shapes[name],
             out_shape=self.out_shapes[name],
-            sync=sync,
+            derived=replace(derived, gradient=gradient, leaves=leaves, statistics=statistics),
+            differentiable=tuple(self.differentiable[v] for v in self.sources[name]),
+            backward=self.differentiable[name],
+            update=self.strategy.updates.get(name, "all"),
+            tag=self.tag,
         )
+        self.tag += 2 * micro_batches * len(plan.norms)
+        return plan
 
-    def _samples_group(self, placement: Placement) -> str:
-        """The group over which the samples of a layer so placed are spread ("" for none)."""
-        grid = self.strategy.grid
-        if placement == Shard(0):
-            return "world" if grid.size > 1 else ""
-        return "column" if grid.dp > 1 else ""
-
-    def _boundary(self, index: int, names: list[str], here: dict) -> tuple[Boundary, dict]:
-        """What enters segment `index`: each earlier value that it or a later segment still needs."""
-        values, exchanges, arrived = [], [], {}
-        for value, (src, grad_dst) in here.items():
-            users = [n for n in self.consumers[value] if self.segment[n] >= index]
-            if not users:
-                continue
-            inside = [n for n in users if n in names]
-            if inside:
-                dst, leaves = self.needs[inside[0]].input, self.gradients[inside[0]][1]
-            else:  # it only passes through: on the rank that the segment runs on
-                dst = leaves = self.placements[names[0]]
-            values.append(value)
-            exchanges.append(self._exchange(value, src, dst, leaves, grad_dst))
-            arrived[value] = (dst, leaves)
-        return Boundary(index - 1, names[0], tuple(values), tuple(exchanges)), arrived
+    def _exchange(self, value: str, layer: str, stages, layouts, micro_batches: int) -> Exchange:
+        shape, tag = self.out_shapes[value], self.tag
+        self.tag += 2 * micro_batches
+        return Exchange(value, layer, *stages, *layouts, shape, self.differentiable[value], tag)

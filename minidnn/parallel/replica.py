@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from .. import nn
-from ..comm import collectives
-from ..comm.communicator import Communicator
-from .messages import METRICS_ALGORITHM
-from .plan import Plan
-from .shard import localise
+from .placement import Partial, intervals
+from .planned import LayerPlan, Planned
+from .rule import localise
 
 
 class Replica:
@@ -19,47 +17,48 @@ class Replica:
     Attributes
     ----------
     layers : dict
-        Local layer by name; a layer that this rank holds nothing of is missing.
-    parameters : dict
-        Local parameters by name.
+        Local layer by name; a layer that this rank does not run is missing.
+    variables : dict
+        What it holds of parameters and buffers, by name.
+    norms : dict
+        By layer, the batch norms that sum their statistics over ranks.
     """
 
-    def __init__(
-        self, plan: Plan, rank: int, seed: int, xp: Any, group: Callable[[str], Communicator]
-    ) -> None:
+    def __init__(self, plan: Planned, rank: int, seed: int, xp: Any) -> None:
         self.layers: dict[str, nn.Module] = {}
-        self.parameters: dict[str, nn.Parameter] = {}
-        self._flops: dict[str, tuple[float, float]] = {}
-        member = rank % plan.grid.mp
-        first = True
+        self.variables: dict[str, nn.Variable] = {}
+        self.norms: dict[str, list[nn.Module]] = {}
+        self._flops: dict[str, tuple[float, float, float]] = {}
+        held = {p.name for p in plan.held[rank]}
+        shared: dict[int, Any] = {}
         for layer in plan.layers:
-            if layer.layer is None:
+            if layer.layer is None or not plan.runs(rank, layer):
                 continue
-            local = localise(layer.layer, layer.placement, plan.grid.mp, member, layer.in_shape)
-            if local is None:
-                continue
-            local.init(seed, plan.dtype, xp)
-            if layer.sync:
-                local.all_sum = _all_sum(group(layer.sync))
+            local = localise(layer.layer, layer.derived, plan.mesh, rank, layer.shapes[0], layer.out_shape, shared)
             self.layers[layer.name] = local
-            own = dict(local.named_parameters())
-            self.parameters |= own
-            share = sum(p.size for p in own.values()) / max(1, sum(p.size for p in layer.layer.parameters()))
-            macs = layer.layer.macs(layer.in_shape) * share
-            # two operations a multiply-add; backward makes two products, the first layer of all only one
-            self._flops[layer.name] = (2 * macs, 2 * macs if first else 4 * macs)
-            first = first and not own
-
-    def parameters_of(self, layer: str) -> list[nn.Parameter]:
-        """The local parameters of one layer."""
-        return list(self.layers[layer].parameters()) if layer in self.layers else []
+            for path, variable in local.named_variables(prefix=""):
+                name = f"{layer.name}.{path}"
+                if name in held:
+                    variable.materialise(seed, name, plan.dtype, xp)
+                    self.variables[name] = variable
+            inside = dict(local.named_modules())
+            self.norms[layer.name] = [inside[path] for path in layer.norms]
+            self._flops[layer.name] = _flops(plan, layer, rank)
 
     def flops(self, layer: str, n: int, phase: str) -> int:
         """Floating-point operations of a layer's matrix products on `n` samples."""
-        forward, backward = self._flops.get(layer, (0.0, 0.0))
-        return int(n * (forward if phase == "forward" else backward))
+        forward, inputs, weights = self._flops.get(layer, (0.0, 0.0, 0.0))
+        return int(n * {"forward": forward, "input": inputs, "weight": weights, "both": inputs + weights}[phase])
 
 
-def _all_sum(comm: Communicator) -> Callable[[Any], Any]:
-    """The sum over ranks that a synchronised batch norm takes its statistics from."""
-    return lambda vector: collectives.all_reduce(comm, vector, METRICS_ALGORITHM)
+def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float, float]:
+    """Of one sample: forward, and of the two products of backward; the first layer of all needs no gradient of its input."""
+    share = 1.0
+    operands = [(layer.layout, layer.out_shape)]
+    if Partial() in layer.layout:  # a part of the sum
+        operands.append((layer.derived.inputs[0], layer.shapes[0]))
+    for layout, shape in operands:
+        box = intervals(layout, (0, *shape), plan.mesh.coordinates[rank], plan.mesh)[1:]
+        share *= prod(stop - start for start, stop in box) / max(1, prod(shape))
+    flops = 2 * layer.layer.macs(*layer.shapes) * share  # two operations a multiply-add
+    return flops, flops if any(layer.differentiable) else 0.0, flops

@@ -1,4 +1,4 @@
-"""The whole model's weights, put together from the parts that the ranks hold."""
+"""The whole model's state, put together from the parts that the ranks hold."""
 
 from __future__ import annotations
 
@@ -7,79 +7,69 @@ import hashlib
 import numpy as np
 
 from ..backend import to_host
-from ..comm.communicator import CONTROL
+from ..comm.communicator import STATE
 from .executor import Executor
-from .placement import Replicate
-from .shard import localise
 
-STATE_TAG = CONTROL + 8
+
+def gather_state(executor: Executor) -> dict[str, np.ndarray] | None:
+    """All parameters and buffers, whole, by name, on rank 0; None on the other ranks.
+
+    Of what several ranks hold the first one's is taken. These messages are no part of training: no ledger counts them.
+    """
+    plan, comm, variables = executor.plan, executor.comm, executor.replica.variables
+    whole: dict[str, np.ndarray] = {}
+    seen = set()
+    for rank in range(plan.size):
+        for p in plan.held[rank]:
+            if (p.name, p.slices) in seen:
+                continue
+            seen.add((p.name, p.slices))
+            part = np.empty(p.size, plan.dtype)
+            if comm.rank == rank:
+                part = np.ascontiguousarray(to_host(variables[p.name].data)).reshape(-1)
+                if rank > 0 and p.size:
+                    comm.wait([comm.isend(part, 0, STATE)])
+            elif comm.rank == 0 and p.size:
+                comm.wait([comm.irecv(part, rank, STATE)])
+            if comm.rank == 0:
+                array = whole.setdefault(p.name, np.zeros(p.full_shape, plan.dtype))
+                array[tuple(slice(*x) for x in p.slices)] = part.reshape(p.shape)
+    names = [name for name in plan.users if name in whole]  # in the order of the model
+    return {name: whole[name] for name in names} if comm.rank == 0 else None
 
 
 def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
-    """All parameters, whole, by name, on rank 0; None on the other ranks.
-
-    These messages are no part of training: no ledger counts them.
-    """
-    plan, comm, grid = executor.plan, executor.comm, executor.plan.grid
-    own = executor.weights()
-    if comm.rank >= grid.mp:
-        return None
-    if comm.rank > 0:
-        for p in plan.parameters[comm.rank]:
-            if p.placement != Replicate() and p.size:
-                comm.wait([comm.isend(np.ascontiguousarray(own[p.name]).reshape(-1), 0, STATE_TAG)])
-        return None
-    whole = {
-        name: np.zeros(p.full_shape, plan.dtype)
-        for layer in plan.layers
-        if layer.layer is not None
-        for name, p in layer.layer.named_parameters()
-    }
-    for member in range(grid.mp):
-        slices = _slices(executor, member)
-        for p in plan.parameters[member]:
-            if member == 0:
-                whole[p.name][slices[p.name]] = own[p.name]
-            elif p.placement != Replicate() and p.size:
-                part = np.empty(p.size, plan.dtype)
-                comm.wait([comm.irecv(part, member, STATE_TAG)])
-                whole[p.name][slices[p.name]] = part.reshape(p.shape)
-    return whole
+    """The parameters of `gather_state`, without the buffers."""
+    state = gather_state(executor)
+    buffers = {p.name for held in executor.plan.held.values() for p in held if p.buffer}
+    return state and {name: array for name, array in state.items() if name not in buffers}
 
 
-def _slices(executor: Executor, member: int) -> dict[str, tuple[slice, ...]]:
-    """Which part of each parameter a member of the first model group holds."""
-    found = {}
-    for layer in executor.plan.layers:
-        if layer.layer is None:
-            continue
-        local = localise(layer.layer, layer.placement, executor.plan.grid.mp, member, layer.in_shape)
-        if local is not None:
-            found |= {name: p.slices for name, p in local.named_parameters()}
-    return found
+def unequal_replicas(executor: Executor) -> list[str]:
+    """The parameters and buffers of which two ranks hold the same part with other bits; the same answer on every rank."""
+    names = list(executor.plan.users)
+    held = {p.name: p for p in executor.plan.held[executor.rank]}
+    mine = np.zeros((len(names), 2), np.int64)
+    for i, name in enumerate(names):
+        if name in held:
+            data = to_host(executor.replica.variables[name].data)
+            mine[i] = _digest(repr(held[name].slices).encode()), _digest(np.ascontiguousarray(data).tobytes())
+    everyone = executor.comm.exchange(mine)
+    unequal = []
+    for i, name in enumerate(names):
+        bits: dict[int, set[int]] = {}
+        for part, digest in everyone[:, i]:
+            bits.setdefault(int(part), set()).add(int(digest))
+        bits.pop(0, None)
+        if any(len(found) > 1 for found in bits.values()):
+            unequal.append(name)
+    return unequal
 
 
 def replicas_equal(executor: Executor) -> bool:
-    """Whether all ranks that hold the same part of a parameter hold the same bits; the same answer on every rank."""
-    names = [
-        name
-        for layer in executor.plan.layers
-        if layer.layer is not None
-        for name, _ in layer.layer.named_parameters()
-    ]
-    mine = np.zeros((len(names), 2), np.int64)
-    for i, name in enumerate(names):
-        p = executor.replica.parameters.get(name)
-        if p is not None:
-            mine[i] = _digest(repr(p.slices).encode()), _digest(to_host(p.data).tobytes())
-    everyone = executor.comm.exchange(mine)
-    for i in range(len(names)):
-        seen: dict[int, int] = {}
-        for part, digest in everyone[:, i]:
-            if part and seen.setdefault(int(part), int(digest)) != digest:
-                return False
-    return True
+    """Whether all ranks that hold the same part of a parameter or buffer hold the same bits."""
+    return not unequal_replicas(executor)
 
 
 def _digest(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True) or 1

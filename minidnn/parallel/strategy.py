@@ -1,61 +1,20 @@
-"""A strategy, as data: where each layer lives, where the model is cut, and what each rank does when."""
+"""A strategy, as data: how each layer is split, where the model is cut, and what each rank does when."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
 from ..comm.algorithms import ALGORITHMS
 from ..comm.tuning import DEFAULT, Link, choose
 from ..errors import InputError
-from .placement import Grid, Placement
-from .schedule import PIPELINES, Action, accumulate
+from .mesh import Mesh
+from .rule import Split
+from .schedule import PIPELINES, Action
 from .transfer import Algorithms
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How one model is trained on one process grid.
-
-    Attributes
-    ----------
-    placements : dict
-        The placement of every layer by name, and of "loss".
-    starts : tuple of str
-        The first layer of each segment after the first.
-    chunks : tuple of int
-        Into how many chunks the batch is cut in each segment.
-    chunking : {"interleaved", "by member", "contiguous"}
-        A chunk is a part of every member's rows, one member's rows, or consecutive rows.
-    schedule : callable
-        member -> actions; the planner adds the sums of gradients, the metrics and the last updates.
-    update_groups : tuple of str
-        The parameter group of each segment, for its own learning rate and update period.
-    alive : tuple of int
-        The most chunks of each segment whose activations a rank holds at once; `check_plan` holds the
-        schedule to it.
-    """
-
-    name: str
-    grid: Grid
-    placements: dict[str, Placement]
-    starts: tuple[str, ...] = ()
-    chunks: tuple[int, ...] = (1,)
-    chunking: str = "interleaved"
-    schedule: Callable[[int], list[Action]] = field(default=lambda member: accumulate(1))
-    update_groups: tuple[str, ...] = ("all",)
-    alive: tuple[int, ...] = (1,)
-
-    def segment_of(self, layer: str, names: Sequence[str]) -> int:
-        """The number of the segment of a layer; `names` are those of all layers, in order."""
-        return sum(names.index(start) <= names.index(layer) for start in self.starts)
-
-    def once(self) -> Strategy:
-        """The same in one chunk, as evaluation runs it."""
-        return replace(self, chunks=(1,) * len(self.chunks))
 
 
 @dataclass(frozen=True)
@@ -64,6 +23,10 @@ class Options:
 
     Attributes
     ----------
+    mesh : Mesh, optional
+        The process mesh; by default the strategy's own. An axis "stage" makes a pipeline of any strategy.
+    split : str
+        Splits of layers by pattern, in place of those of a strategy: ``"conv*: n=data,model; fc*: n=data o=model"``.
     all_reduce : str
         One of the algorithms of `minidnn.comm`, "mpi" (the library's own) or "auto" (by size, from
         the measured `link`).
@@ -73,29 +36,29 @@ class Options:
         Sum gradients by reduce_scatter, let each rank keep the momentum of its shard alone, and
         all_gather the updated weights, as the 2014 code does.
     micro_batches : int
-        Chunks of a layer split; gradient accumulation elsewhere, but for OWT, whose chunks `scheme` makes.
+        Of a pipeline; gradient accumulation elsewhere, but for OWT, whose micro-batches `scheme` makes.
     schedule : str
-        Of a layer split: naive, gpipe, 1f1b or zb-h1.
+        Of a pipeline: naive, gpipe, 1f1b or zb-h1.
     stages : sequence of int or str, optional
-        Of a layer split: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced.
+        Of a pipeline: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced.
     costs : sequence of float, optional
-        Of a layer split: the cost of each layer to balance by; default `estimated_costs` of `batch` samples.
+        Of a pipeline: the cost of each layer to balance by; default `estimated_costs` of `batch` samples.
     scheme, fc_update : str
-        Of OWT: a, b or c, and "once" or "each" (the fully connected layers step after every chunk).
+        Of OWT: a, b or c, and "once" or "each" (the fully connected layers step after every micro-batch).
     fc_gradients : str
         How the gradients of replicated fully connected weights come together: "sum" (all_reduce), or
         "factors" (all_gather of x and gy, whose product is the sum: `FactorExchange`). Layers that step
-        after every chunk are summed all the same.
+        after every micro-batch are summed all the same.
     fc_pairs : bool
         Of OWT: column/row pairs of fully connected layers in place of columns all through.
     dp : int, optional
-        Of hybrid and alexnet2012: the rows of the process grid.
+        The size of the axis "data" of the default mesh of hybrid, 3d and alexnet2012.
     link : Link
         What a message costs, for all_reduce="auto".
-    nodes : tuple of int, optional
-        The node of each rank, for all_reduce="hierarchical"; default all on one.
     """
 
+    mesh: Mesh | None = None
+    split: str = ""
     dtype: str = "float32"
     all_reduce: str = "ring"
     bucket_mib: float = 25.0
@@ -112,20 +75,22 @@ class Options:
     fc_pairs: bool = False
     dp: int | None = None
     link: Link = DEFAULT
-    nodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = (*ALGORITHMS["all_reduce"], "mpi", "auto")
-        _one_of("--all-reduce", self.all_reduce, known)
-        _one_of("--dtype", self.dtype, ("float32", "float64"))
-        _one_of("--schedule", self.schedule, tuple(PIPELINES))
-        _one_of("--scheme", self.scheme, ("a", "b", "c"))
-        _one_of("--fc-update", self.fc_update, ("once", "each"))
-        _one_of("--fc-gradients", self.fc_gradients, ("sum", "factors"))
+        for name, known in {
+            "all_reduce": (*ALGORITHMS["all_reduce"], "mpi", "auto"),
+            "dtype": ("float32", "float64"),
+            "schedule": tuple(PIPELINES),
+            "scheme": ("a", "b", "c"),
+            "fc_update": ("once", "each"),
+            "fc_gradients": ("sum", "factors"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise InputError.about(name, getattr(self, name), f"one of {', '.join(known)}")
         if self.micro_batches < 1:
-            raise InputError(f"--micro-batches {self.micro_batches}: expected 1 or more")
+            raise InputError.about("micro_batches", self.micro_batches, "1 or more")
         if not 0 <= self.bucket_mib < inf:
-            raise InputError(f"--buckets {self.bucket_mib}: expected a size in MiB, 0 for one per parameter")
+            raise InputError.about("bucket_mib", self.bucket_mib, "a size in MiB, 0 for one per parameter")
 
     @property
     def bucket_bytes(self) -> int:
@@ -139,14 +104,58 @@ class Options:
         plain = self.all_reduce in ("ring", "doubling", "halving", "tree")
         return Algorithms(self.all_reduce if plain else "ring")
 
-    def all_reduce_for(self, n_bytes: int, size: int) -> str:
-        """The algorithm that sums `n_bytes` over `size` ranks."""
+    def all_reduce_for(self, n_bytes: int, nodes: Sequence[int]) -> str:
+        """The algorithm that sums `n_bytes` over ranks on these nodes."""
         if self.all_reduce != "auto":
             return self.all_reduce
-        nodes = self.nodes if self.nodes and len(self.nodes) == size else None
-        return choose(size, n_bytes, self.link, nodes)
+        return choose(len(nodes), n_bytes, self.link, nodes)
 
 
-def _one_of(option: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{option} {value}: expected one of {', '.join(known)}")
+@dataclass(frozen=True)
+class Strategy:
+    """How one model is trained on one process mesh.
+
+    Attributes
+    ----------
+    splits : dict
+        How each layer is split, by name, and "loss".
+    starts : tuple of str
+        The first layer of each stage after the first.
+    micro_batches : tuple of int
+        Into how many the batch is cut in each stage.
+    by_member : str
+        An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-batch is
+        a part of the samples of every rank.
+    pipelined : bool
+        Whether stage s is at coordinate s of the axis "stage" alone; else every rank runs all stages.
+    schedule : callable
+        Coordinate along the axis "stage" -> actions; the metrics and the last updates are added to them.
+    updates : dict
+        The parameter group of each layer, where it is not "all".
+    alive : tuple of int
+        The most micro-batches of each stage whose activations a rank holds at once.
+    notes : tuple of str
+        What could not be done as asked.
+    """
+
+    name: str
+    mesh: Mesh
+    splits: Mapping[str, Split]
+    schedule: Callable[[int], list[Action]]
+    options: Options
+    starts: tuple[str, ...] = ()
+    micro_batches: tuple[int, ...] = (1,)
+    by_member: str = ""
+    pipelined: bool = False
+    updates: Mapping[str, str] = field(default_factory=dict)
+    alive: tuple[int, ...] = (1,)
+    notes: tuple[str, ...] = ()
+
+    def once(self) -> Strategy:
+        """The same in one micro-batch, as evaluation runs it."""
+        return replace(self, micro_batches=(1,) * len(self.micro_batches), by_member="")
+
+    @property
+    def update_groups(self) -> tuple[str, ...]:
+        """The parameter groups, in the order of the layers."""
+        return tuple(dict.fromkeys(self.updates.get(name, "all") for name in self.splits if name != "loss"))

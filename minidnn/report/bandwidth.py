@@ -19,7 +19,7 @@ import numpy as np
 
 from minidnn.report.breakdown import INSTANT
 from minidnn.report.records import Message, Trace
-from minidnn.report.text import number, size, table, time
+from minidnn.text import number, size, table, time
 
 
 @dataclass(frozen=True)

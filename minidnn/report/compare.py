@@ -15,7 +15,7 @@ from minidnn.report.colors import MUTED, part_style
 from minidnn.report.matplot import pyplot
 from minidnn.report.records import CONTENTS, Message, Trace
 from minidnn.report.tables import memory_by_rank
-from minidnn.report.text import size, table
+from minidnn.text import size, table
 
 
 def cause(message: Message) -> str:

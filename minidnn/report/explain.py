@@ -8,7 +8,7 @@ from minidnn.report.bandwidth import Collective, collectives
 from minidnn.report.breakdown import flights, intersect, measure, split_wait
 from minidnn.report.pieces import working
 from minidnn.report.records import Message, Span, Trace
-from minidnn.report.text import size, time
+from minidnn.text import size, time
 
 MARGIN = " " * 13
 VERBS = {"compute": "computes", "input": "loads its part of the batch", "other": "does other work"}

@@ -17,7 +17,7 @@ from minidnn.report.pieces import communication, is_hidden, pieces, working
 from minidnn.report.plan_rows import cell_text, row_text
 from minidnn.report.records import Trace
 from minidnn.report.tables import communication_matrix, memory_by_rank
-from minidnn.report.text import time
+from minidnn.text import time
 from minidnn.report.timeline import NAMES
 
 MESSAGE_FIELDS = (

@@ -12,7 +12,7 @@ sync      the sum of the gradients of a bucket        bytes sent
 ========  ==========================================  ================================================
 """
 
-from minidnn.report.text import size
+from minidnn.text import size
 
 
 def describe(plan) -> dict:

@@ -21,7 +21,7 @@ from minidnn.functional.linear import product
 from minidnn.nn.sequential import INPUT, Sequential
 from minidnn.nn.summary import summary_rows
 from minidnn.optim import SGD
-from minidnn.report.text import size, table
+from minidnn.text import size, table
 from minidnn.tensor import Tape, Tensor
 
 LOSS, UPDATE = "loss", "update"

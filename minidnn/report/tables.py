@@ -5,7 +5,7 @@ from collections import defaultdict
 from minidnn.report.bandwidth import collective_table, fit_text
 from minidnn.report.breakdown import PARTS, TITLES, Breakdown, by_rank, mean
 from minidnn.report.records import PHASES, Trace
-from minidnn.report.text import size, table, time
+from minidnn.text import size, table, time
 
 
 def closing_table(parts: dict[object, Breakdown], title: str = "", first: str = "rank") -> str:

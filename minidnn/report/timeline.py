@@ -10,7 +10,7 @@ from minidnn.report.colors import HATCHES, HATCHING, STATE_COLORS, families, ink
 from minidnn.report.matplot import pyplot
 from minidnn.report.pieces import Piece, communication, is_hidden, pieces, working
 from minidnn.report.records import Trace
-from minidnn.report.text import time
+from minidnn.text import time
 
 NAMES = {
     "input": "input",

@@ -9,7 +9,7 @@ import numpy as np
 from ..comm.communicator import Communicator
 from ..comm.ledger import Ledger
 from ..parallel.plan import Plan
-from ..report.text import size, table
+from ..text import size, table
 
 STATES = {
     "input": "input",

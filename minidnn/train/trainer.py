@@ -14,7 +14,7 @@ from ..comm.guard import launch
 from ..data import Batch
 from ..data.progress import ProgressBar
 from ..parallel import Result, gather_weights, replicas_equal
-from ..report.text import size
+from ..text import size
 from .closing import Meter, time_table, traffic_table
 from .comparison import Comparison
 from .history import History

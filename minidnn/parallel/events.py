@@ -1,0 +1,237 @@
+"""What happens on one rank in a step, in order: a plan's schedule, lowered once.
+
+The executor carries the events out; the list of messages, the check, the memory and the narrative are folds over the same
+events, so none of them can see another step than the one that runs.  What the executor relies on is worked out here: when
+a transfer begins and who waits for it, which backward is the last to add to a bucket of gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .planned import Bucket, Exchange, LayerPlan, Planned
+from .schedule import Action, Backward, Forward, Prefetch, Update
+from .transfer import Transfer
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Run one layer on a micro-batch; `phase` is "forward", or of backward "both", "input" or "weight"."""
+
+    layer: LayerPlan
+    phase: str
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.phase} of {self.layer.name}, micro-batch {self.micro_batch}"
+
+
+@dataclass(frozen=True)
+class Post:
+    """Begin to move a value (`direction` "forward"), or its gradient ("backward")."""
+
+    exchange: Exchange
+    direction: str
+    micro_batch: int
+    transfers: tuple[Transfer, ...]
+
+    def __str__(self) -> str:
+        return f"{self.direction} move of {self.exchange.value} for {self.exchange.layer}, micro-batch {self.micro_batch}"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Wait until what was posted has arrived."""
+
+    post: Post
+
+    def __str__(self) -> str:
+        return str(self.post)
+
+
+@dataclass(frozen=True)
+class PostSum:
+    """Begin to sum the gradients of a bucket: nothing more is added to them."""
+
+    bucket: Bucket
+
+    def __str__(self) -> str:
+        return f"sum of the gradients of {self.bucket.tensor}"
+
+
+@dataclass(frozen=True)
+class WaitSum:
+    """Wait until the sum is there."""
+
+    bucket: Bucket
+
+    def __str__(self) -> str:
+        return f"sum of the gradients of {self.bucket.tensor}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Let the optimiser step a group of parameters; `micro_batch` as of `schedule.Update`."""
+
+    group: str
+    micro_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Gather the weights of a bucket, of which each rank has updated a part."""
+
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Sum loss, correct answers and count over all ranks; stops a run whose loss is not finite."""
+
+    tag: int
+
+    def __str__(self) -> str:
+        return "sum of the metrics"
+
+
+Event = Compute | Post | Wait | PostSum | WaitSum | Step | Share | Metrics
+
+
+def lower(plan: Planned, rank: int, training: bool = True) -> tuple[Event, ...]:
+    """The events of one rank: of a training step, or of an evaluation, which is all stages forward."""
+    lowering = _Lowering(plan, rank)
+    actions: Sequence[Action] = plan.schedules[rank]
+    if not training:
+        stages = sorted({a.stage for a in actions if isinstance(a, Forward)})
+        actions = [Forward(stage, 0) for stage in stages]
+    for action in actions:
+        lowering.add(action)
+    lowering.events.append(Metrics(METRICS_TAG))
+    if training:
+        done = {a.group for a in actions if isinstance(a, Update)}
+        groups = dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None)
+        for group in groups:
+            if group not in done:
+                lowering.add(Update(group))
+    return tuple(lowering.events)
+
+
+METRICS_TAG = 0
+FIRST_TAG = 1  # of what the planner names
+
+
+class _Lowering:
+    """The events of one rank as they come to be."""
+
+    def __init__(self, plan: Planned, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+        self.events: list[Event] = []
+        self.posted: dict[tuple[int, int, str], Post] = {}
+        self.leaving: dict[int, list[Exchange]] = {}
+        for stage in plan.stages:
+            for entry in stage.entries:
+                self.leaving.setdefault(entry.origin, []).append(entry)
+        self.since: dict[str, int] = {}  # by group: the first event since its last update
+
+    def add(self, action: Action) -> None:
+        match action:
+            case Forward(stage, micro_batch):
+                self._forward(stage, micro_batch)
+            case Backward(stage, micro_batch, part):
+                self._backward(stage, micro_batch, part)
+            case Prefetch(stage, micro_batch):
+                for entry in self.plan.stages[stage].entries:
+                    self._post(entry, "forward", micro_batch)
+            case Update(group, micro_batch):
+                self._update(group, micro_batch)
+
+    def _post(self, exchange: Exchange | None, direction: str, micro_batch: int) -> Post | None:
+        """Begin a move, unless it has begun; None where this rank has no part in it."""
+        if exchange is None or (direction == "backward" and not exchange.differentiable):
+            return None
+        key = exchange.tag, micro_batch, direction
+        if key not in self.posted:
+            if not any(self.plan.region(layout, (), self.rank) for layout in exchange.layouts(direction)):
+                return None
+            moves = self.plan.transfers(exchange, direction, micro_batch, self.rank)
+            self.posted[key] = Post(exchange, direction, micro_batch, moves)
+            self.events.append(self.posted[key])
+        return self.posted[key]
+
+    def _move(self, exchange: Exchange | None, direction: str, micro_batch: int) -> None:
+        """Begin a move, unless it has begun, and wait for it."""
+        post = self._post(exchange, direction, micro_batch)
+        if post is not None:
+            self.events.append(Wait(post))
+
+    def _forward(self, stage: int, micro_batch: int) -> None:
+        for entry in self.plan.stages[stage].entries:
+            self._move(entry, "forward", micro_batch)
+        for layer in self.plan.stages[stage].layers:
+            for exchange in layer.exchanges:
+                self._move(exchange, "forward", micro_batch)
+            if self.plan.runs(self.rank, layer):
+                self.events.append(Compute(layer, "forward", micro_batch))
+        for entry, theirs in self._sent_on(stage, micro_batch):
+            self._post(entry, "forward", theirs)
+
+    def _sent_on(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
+        """What goes on from here to stages that other ranks run, and the numbers of the micro-batches there."""
+        for entry, theirs in self._later(stage, micro_batch):
+            if not self._runs(entry.stage):
+                yield entry, theirs
+
+    def _later(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
+        for entry in self.leaving.get(stage, ()):
+            here, there = (len(self.plan.stages[s].micro_batches) for s in (stage, entry.stage))
+            for theirs in (micro_batch,) if here == there else range(there):
+                yield entry, theirs
+
+    def _runs(self, stage: int) -> bool:
+        at = self.plan.stages[stage].at
+        return at is None or at == self.plan.mesh.coordinate(self.rank, "stage")
+
+    def _backward(self, stage: int, micro_batch: int, part: str) -> None:
+        layers = reversed(self.plan.stages[stage].layers)
+        if part == "weight":
+            for layer in layers:
+                if layer.backward and self.plan.runs(self.rank, layer):
+                    self.events.append(Compute(layer, part, micro_batch))
+            return
+        for entry, theirs in self._later(stage, micro_batch):
+            self._move(entry, "backward", theirs)
+        for layer in layers:
+            if layer.backward and self.plan.runs(self.rank, layer):
+                self.events.append(Compute(layer, part, micro_batch))
+            for exchange in reversed(layer.exchanges):
+                self._move(exchange, "backward", micro_batch)
+        for entry in self.plan.stages[stage].entries:
+            self._post(entry, "backward", micro_batch)
+
+    def _update(self, group: str, micro_batch: int | None) -> None:
+        """The update of a group; each of its buckets is summed from when the last gradient is there."""
+        buckets = [b for b in self.plan.buckets[self.rank] if b.update == group]
+        if self.plan.options.bucket_mib > 0:
+            self._start_sums(buckets, self.since.get(group, 0))
+        for bucket in buckets:
+            self.events += [] if self.plan.options.bucket_mib > 0 else [PostSum(bucket)]
+            self.events.append(WaitSum(bucket))
+        self.events.append(Step(group, micro_batch))
+        self.events += [Share(bucket) for bucket in buckets if bucket.sharded]
+        self.since[group] = len(self.events)
+
+    def _start_sums(self, buckets: Sequence[Bucket], since: int) -> None:
+        """Put the beginning of each sum behind the last event that adds to its gradients."""
+        users: dict[str, list[Bucket]] = {}  # by layer
+        for bucket in buckets:
+            for name in bucket.names:
+                for layer in self.plan.users[name]:
+                    users.setdefault(layer, []).append(bucket)
+        last = dict.fromkeys((b.index for b in buckets), since - 1)
+        for i, event in enumerate(self.events[since:], since):
+            if isinstance(event, Compute) and event.phase in ("both", "weight"):
+                for bucket in users.get(event.layer.name, ()):
+                    last[bucket.index] = i
+        for at, bucket in sorted(((last[b.index], b) for b in buckets), key=lambda x: (x[0], x[1].index), reverse=True):
+            self.events.insert(at + 1, PostSum(bucket))
