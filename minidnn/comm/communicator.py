@@ -1,13 +1,13 @@
 """What a rank sees of the others: sending, receiving, groups.
 
-A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``_wait``, ``_test``, ``_wait_any``,
-``_part`` and ``abort``; everything else is here, in :mod:`.engine` and in :mod:`.collectives`, once for all.
+A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``_test``, ``_wait_any``, ``_part``
+and ``abort``; everything else is here, in :mod:`.engine` and in :mod:`.collectives`, once for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from .checks import check_message, check_requests
 from .engine import Engine, Note, Pending, Traffic
 from .ledger import DONE, Ledger
 
-# Tags: the user's own messages, collectives, and control (headers, splits, clocks), which no ledger counts.
-# MPI guarantees tags up to 32,767.
-USER_TAGS, COLLECTIVE_TAGS, CONTROL = 10_000, 20_000, 20_000
-EXCHANGE, HEADER, PING, MESSAGE_HEADERS = CONTROL, CONTROL + 1, CONTROL + 2, CONTROL + 3
+# Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
+# order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
+# message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
+SPACE = 1 << 18
+MESSAGES, NAMED, SEQUENCE, CONTROL, HEADERS = 0, SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
+EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
+LAST_TAG = HEADERS + CONTROL - 1
 
 
 class CommunicationError(RuntimeError):
@@ -89,7 +92,7 @@ class Communicator(ABC):
     def isend(self, array, dest: int, tag: int = 0):
         """Begin to send a contiguous array; it must not change until the request is complete.
 
-        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 9,999.  In the ledger and in a
+        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 262,143.  In the ledger and in a
         trace the message is a "send", as that of :func:`.collectives.send` is.
 
         Raises
@@ -104,13 +107,9 @@ class Communicator(ABC):
         return self._single("recv", array, source, tag)
 
     def wait(self, requests: Sequence) -> None:
-        """Return when all requests are complete."""
+        """Return when all requests are complete; meanwhile all collectives in flight move on."""
         check_requests("wait", requests)
-        before = self.ledger.state("wait")
-        try:
-            self._wait(requests)
-        finally:
-            self.ledger.restore(before)
+        self.start(iter((requests,))).wait()
         self._complete(requests)
 
     def test(self, requests: Sequence) -> bool:
@@ -122,72 +121,67 @@ class Communicator(ABC):
         return done
 
     def _single(self, side, array, peer, tag):
-        """Post one message that is no part of a collective; count and record it, unless it is control."""
-        post = self.post_send if side == "send" else self.post_recv
+        """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
-            return post(array, peer, tag)
-        check_message(f"i{side}", array, peer, self.size, tag, USER_TAGS)
+            return self._post(side, array, peer, tag)
+        check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
-        note = Note("send", "direct", ledger.labels)
-        if ledger.tracing:
-            note.record = self.record(side, note, peer, tag, block, (0, block.size))
+        note = Note("send", "direct", ledger.labels, cell=ledger.cell("send"))
         before = ledger.state("comm")
         try:
-            request = post(block, peer, tag)
+            return self.post(side, block, peer, tag, note, (0, block.size))
         finally:
             ledger.restore(before)
-        request.note = note
-        cell, column = ledger.cell("send"), 0 if side == "send" else 2
-        cell[column] += 1
-        cell[column + 1] += block.nbytes
-        return request
 
     def _complete(self, requests):
         if self.ledger.tracing:
             for request in requests:
-                record = request.note and request.note.record
-                if record and record[DONE] is None:
-                    record[DONE] = self.ledger.clock()
+                if request.note:
+                    self.arrived(request.note)
 
-    def record(self, side: str, note: Note, peer: int, tag: int, block, span: tuple[int, int]) -> list:
-        """Record this rank's end of a message in the trace; ``span`` is what it carries of a flat buffer."""
-        ends, difference = (self.ranks[self.rank], self.ranks[peer]), None
-        source, dest = ends if side == "send" else ends[::-1]
-        how = note.op, note.algorithm, note.index, note.count
-        if side == "send" and self.ledger.reference is not None:
-            difference = self.ledger.reference(self, note, tag, block, span)
-        details = source, dest, tag, block.nbytes, block.dtype.name, span, difference
-        return self.ledger.message(side, note.labels, how, self.ranks, *details)
+    def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
+        """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
+        # recorded before it is posted: no message may seem to arrive before it was sent
+        self.count(side, peer, tag, note, block.nbytes, block.dtype, span, block)
+        request = self._post(side, block, peer, tag)
+        request.note = note
+        return request
 
-    def post_send(self, array, dest: int, tag: int):
-        """Send a flat array that :mod:`.execute` counts in the ledger, or that is control."""
-        traffic = self.engine.traffic
+    def count(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
+        """Count this rank's end of a message in the ledger and, while tracing, record it."""
+        ledger, cell, column = self.ledger, note.cell, 0 if side == "send" else 2
+        cell[column] += 1
+        cell[column + 1] += nbytes
+        if ledger.tracing:
+            ends, difference = (self.ranks[self.rank], self.ranks[peer]), None
+            if side == "send" and ledger.reference is not None and block is not None:
+                difference = ledger.reference(self, note, tag, block, span)
+            how = note.op, note.algorithm, note.index, note.count
+            ends = ends if side == "send" else ends[::-1]
+            details = *ends, tag, nbytes, dtype.name, span, difference
+            note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
+
+    def arrived(self, note: Note) -> None:
+        """The messages of a note are complete: their records, too."""
+        for record in note.records:
+            record[DONE] = self.ledger.clock()
+        note.records.clear()
+
+    def _post(self, side, array, peer, tag):
+        """Hand a message to the transport, and count it there."""
         if tag < CONTROL:
-            traffic.sent_messages += 1
-            traffic.sent_bytes += array.nbytes
-        else:
-            traffic.control += 1
-        return self._isend(array, dest, tag)
-
-    def post_recv(self, array, source: int, tag: int):
-        """Receive what :meth:`post_send` sends."""
-        traffic = self.engine.traffic
-        if tag < CONTROL:
-            traffic.received_messages += 1
-            traffic.received_bytes += array.nbytes
-        return self._irecv(array, source, tag)
+            self.traffic.count(side, array.nbytes)
+        elif side == "send":
+            self.traffic.control += 1
+        return self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
 
     @abstractmethod
     def _isend(self, array, dest, tag):
-        """What :meth:`isend` does, in this transport."""
+        """What :meth:`isend` does, in this transport; the request has a place for a ``note``."""
 
     @abstractmethod
     def _irecv(self, array, source, tag):
         """What :meth:`irecv` does, in this transport."""
-
-    @abstractmethod
-    def _wait(self, requests: Sequence) -> None:
-        """What :meth:`wait` does, in this transport."""
 
     @abstractmethod
     def _wait_any(self, groups: Sequence[Sequence]) -> list[int]:
@@ -207,9 +201,16 @@ class Communicator(ABC):
 
     # -- collectives in flight ---------------------------------------------------------------------------
 
-    def start(self, generator: Generator) -> Pending:
-        """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once."""
-        return self.engine.start(self, generator)
+    def start(self, generator: Iterator, tag: int | None = None) -> Pending:
+        """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once.
+
+        Collectives are paired by their order: every member starts the same ones, one after the other.  With
+        a ``tag``, of 0 ... 262,143, they are paired by that, whatever the order; two that are in flight at
+        the same time need two.
+        """
+        if tag is not None and not 0 <= tag < SPACE:
+            raise ValueError(f"start: tag {tag}, expected one of 0 ... {SPACE - 1}")
+        return self.engine.start(self, generator, tag)
 
     def alive(self) -> None:
         """Tell the guard that watches for stalls, if there is one, that this rank goes on."""
@@ -220,9 +221,12 @@ class Communicator(ABC):
         self.engine.progress()
 
     def next_tag(self) -> int:
-        """The tag of the next collective; the same on all members, as they start the same ones in order."""
+        """The tag of the collective that begins: its own, or the next; the same on all members."""
+        running = self.engine.running
+        if running is not None and running.tag is not None:
+            return NAMED + running.tag
         self.sequence += 1
-        return USER_TAGS + self.sequence % (COLLECTIVE_TAGS - USER_TAGS)
+        return SEQUENCE + self.sequence % SPACE
 
     # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
 

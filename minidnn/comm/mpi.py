@@ -142,9 +142,6 @@ class MPICommunicator(Communicator):
 
     # -- waiting -----------------------------------------------------------------------------------------
 
-    def _wait(self, requests):
-        self._wait_any((requests,))
-
     def _test(self, requests):
         open_requests = [request for request in requests if not request.done]
         if open_requests:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..comm import algorithms
-from ..comm.algorithms import Move
-from ..comm.closed_forms import closed_form
 from .plan import Boundary, Bucket, Chunk, LayerPlan, Message, Plan
 from .schedule import (
     Action,
@@ -29,7 +27,6 @@ from .transfer import Transfer
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
 METRICS_ALGORITHM = "doubling"
-LIBRARY = "mpi"  # the library's own all_reduce
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,8 @@ class _Reader:
         if len(group) == 1:
             return
         rank, size = group.index(self.rank), len(group)
-        if algorithm == LIBRARY:
-            rounds = _library_rounds(rank, size, counts)
-        else:
-            nodes = tuple(self.plan.nodes[r] for r in group)
-            rounds = algorithms.rounds(op, algorithm, size, rank, counts, nodes=nodes)
+        nodes = tuple(self.plan.nodes[r] for r in group)
+        rounds = algorithms.rounds(op, algorithm, size, rank, counts, nodes=nodes)
         yield from self.rounds(rounds, op, algorithm, group, label, itemsize)
 
     def rounds(self, rounds, op, algorithm, group, label: _Label, itemsize: int = 0) -> Iterator[Message]:
@@ -141,17 +135,6 @@ class _Reader:
                     bytes=move.elements * itemsize,
                     chunk=label.chunk,
                 )
-
-
-def _library_rounds(rank: int, size: int, n: int) -> tuple:
-    """What stands in the ledger for the library's own all_reduce, whose messages nobody can see.
-
-    One message to the right neighbour, of what the ring would send.
-    """
-    left = (rank - 1) % size
-    sent, received = (closed_form("all_reduce", LIBRARY, size, r, n).elements for r in (rank, left))
-    moves = Move("recv", left, 0, received), Move("send", (rank + 1) % size, 0, sent)
-    return (moves,) if n else ()
 
 
 def step_messages(plan: Plan, rank: int) -> list[Message]:

@@ -7,12 +7,10 @@ import hashlib
 import numpy as np
 
 from ..backend import to_host
-from ..comm.communicator import CONTROL
+from ..comm.communicator import STATE
 from .executor import Executor
 from .placement import Replicate
 from .shard import localise
-
-STATE_TAG = CONTROL + 8
 
 
 def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
@@ -27,7 +25,7 @@ def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
     if comm.rank > 0:
         for p in plan.parameters[comm.rank]:
             if p.placement != Replicate() and p.size:
-                comm.wait([comm.isend(np.ascontiguousarray(own[p.name]).reshape(-1), 0, STATE_TAG)])
+                comm.wait([comm.isend(np.ascontiguousarray(own[p.name]).reshape(-1), 0, STATE)])
         return None
     whole = {
         name: np.zeros(p.full_shape, plan.dtype)
@@ -42,7 +40,7 @@ def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
                 whole[p.name][slices[p.name]] = own[p.name]
             elif p.placement != Replicate() and p.size:
                 part = np.empty(p.size, plan.dtype)
-                comm.wait([comm.irecv(part, member, STATE_TAG)])
+                comm.wait([comm.irecv(part, member, STATE)])
                 whole[p.name][slices[p.name]] = part.reshape(p.shape)
     return whole
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from math import ceil
 
+from minidnn.comm.algorithms import ALGORITHMS
 from minidnn.errors import InputError
 
-from .algorithms import ALGORITHMS, normalise
-from .closed_forms import closed_form
+from .bandwidth import lower_bound
 from .provenance import Provenance, provenance
 
 #: What can be explained: all_to_all adds nothing up, and a single message explains itself.
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> str:
     InputError
         An unknown algorithm, or options that do not fit it.
     """
-    history, options = _history(args)
-    text = table(history) + "\n\n" + costs(history, options)
+    history = _history(args)
+    text = table(history) + "\n\n" + costs(history)
     if args.plot:
         figure(history).savefig(args.plot, dpi=150, bbox_inches="tight")
         text += f"\ndrawn to {args.plot}"
@@ -65,7 +65,7 @@ def _history(args):
         if args.algorithm == "hierarchical":
             default = [2 * rank // args.ranks for rank in range(args.ranks)]  # two nodes
             options["nodes"] = tuple(map(int, args.nodes.split(",")) if args.nodes else default)
-        return provenance(ops[0], args.algorithm, args.ranks, n, **options), options
+        return provenance(ops[0], args.algorithm, args.ranks, n, **options)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -115,16 +115,15 @@ def _messages(history, index) -> list[str]:
     return lines or ["nothing is sent"]
 
 
-def costs(history: Provenance, options: dict) -> str:
+def costs(history: Provenance) -> str:
     """Messages and elements that each rank sends, and the least that any algorithm must."""
     p, n = len(history.rounds), history.edges[-1]
-    counts = normalise(history.op, history.algorithm, p, n)
     lines = ["sent        messages  elements"]
-    for rank in range(p):
-        cost = closed_form(history.op, history.algorithm, p, rank, counts, **options)
-        lines.append(f"  rank {rank:<5}{cost.messages:>7}{cost.elements:>10}")
+    for rank, own in enumerate(history.rounds):
+        sent = [move.elements for moves in own for move in moves if move.kind == "send"]
+        lines.append(f"  rank {rank:<5}{len(sent):>7}{sum(sent):>10}")
     if history.op == "all_reduce":
-        bound = ceil(2 * n * (p - 1) / p)
+        bound = ceil(lower_bound(history.op, p, n))
         lines.append(
             f"at least 2 n (p - 1) / p = {bound} elements must be sent by some rank, in any algorithm"
         )
