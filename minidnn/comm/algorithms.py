@@ -187,13 +187,11 @@ def rounds(
     nodes = (0,) * p if nodes is None else tuple(nodes)
     if len(nodes) != p:
         raise ValueError(f"nodes has {len(nodes)} entries for {p} ranks")
-    return _rounds(op, algorithm, _Call(tuple(range(p)), rank, counts, root, nodes, segments, dest))
+    return _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest)
 
 
 @lru_cache(maxsize=4096)
-def _rounds(op: str, algorithm: str, call: _Call) -> Rounds:
+def _rounds(op, algorithm, p, *call) -> Rounds:
+    built = _PATTERNS[op][algorithm](_Call(tuple(range(p)), *call)) if p > 1 else ()
     # receives first: a message that finds its receive posted need not be buffered
-    return tuple(
-        tuple(sorted((move for move in moves if move.elements), key=lambda move: move.kind))
-        for moves in (_PATTERNS[op][algorithm](call) if len(call.members) > 1 else [])
-    )
+    return tuple(tuple(sorted((m for m in moves if m.elements), key=lambda m: m.kind)) for moves in built)

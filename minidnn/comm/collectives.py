@@ -76,31 +76,30 @@ class Collective:
 # -- executing rounds
 
 
-def _execute(comm, note: Note, own: Rounds, outbox, inbox, base, tag) -> Generator:
+def _execute(comm, op, algorithm, own: Rounds, outbox, inbox, base, tag) -> Generator:
     """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
 
     Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
     they are one and the same.
     """
-    xp, note.cell, note.count = array_module(inbox), comm.ledger.cell(note.op, note.labels), len(own)
-    scratch = None
+    ledger, xp, scratch = comm.ledger, array_module(inbox), None
+    labels, cell = ledger.labels, ledger.cell(op)
     for index, moves in enumerate(own, 1):
         if not moves:
             continue
-        if index > 1:
-            note = Note(note.op, note.algorithm, note.labels, index, note.count, note.cell)
+        note = Note(op, algorithm, labels, index, len(own), cell, ledger.tracing)
         requests, additions, used = [], [], 0
         for move in moves:
-            span = move.start, move.stop
-            block = (outbox if move.kind == "send" else inbox)[move.start - base : move.stop - base]
+            start, stop = move.start, move.stop
+            block = (outbox if move.kind == "send" else inbox)[start - base : stop - base]
             if move.reduce:
                 if scratch is None:
-                    need = max(sum(m.elements for m in every if m.reduce) for every in own)
+                    need = max(sum(m.stop - m.start for m in every if m.reduce) for every in own)
                     scratch = _borrow(comm, xp, inbox.dtype, need)
-                target, block = block, scratch[used : used + block.size]
-                used += block.size
+                target, block = block, scratch[used : used + stop - start]
+                used += stop - start
                 additions.append((target, block))
-            requests.append(comm.post(move.kind, block, move.peer, tag, note, span))
+            requests.append(comm.post(move.kind, block, move.peer, tag, note, (start, stop)))
         yield requests
         comm.arrived(note)
         for target, block in additions:
@@ -120,16 +119,20 @@ def _borrow(comm, xp, dtype, n):
     return xp.empty(n, dtype)
 
 
-def _library(comm, note: Note, own: Rounds, flat, tag) -> Generator:
+def _library(comm, own: Rounds, flat, tag) -> Generator:
     """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
 
     The transport's counters, which cannot see what the library sends either, are told the same.
     """
-    note.cell = comm.ledger.cell(note.op, note.labels)
+    ledger = comm.ledger
+    labels, cell = ledger.labels, ledger.cell("all_reduce")
+    note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
     for move in (move for moves in own for move in moves):
         nbytes = move.elements * flat.itemsize
         comm.traffic.count(move.kind, nbytes)
-        comm.count(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))
+        note.count(move.kind, nbytes)
+        if ledger.tracing:
+            comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))
     yield from comm.library_all_reduce(flat)
     comm.arrived(note)
 
@@ -194,11 +197,10 @@ def run(
             else:
                 yield from check
         own = rounds(op, algorithm, p, me, counts, root, nodes=comm.nodes, segments=segments)
-        note = Note(op, algorithm, comm.ledger.labels)
         if algorithm == LIBRARY:
-            yield from _library(comm, note, own, work, tag)
+            yield from _library(comm, own, work, tag)
         else:
-            yield from _execute(comm, note, own, work, work, start if alone else 0, tag)
+            yield from _execute(comm, op, algorithm, own, work, work, start if alone else 0, tag)
     if held.after == "root" and not at_root:
         return None
     if held.after == "block":
@@ -295,8 +297,7 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
         if comm.debug:
             yield from headers.check(comm, "all_to_all", algorithm, x.dtype, counts, 0, tag)
         own = rounds("all_to_all", algorithm, p, me, counts)
-        note = Note("all_to_all", algorithm, comm.ledger.labels)
-        yield from _execute(comm, note, own, outbox, inbox, 0, tag)
+        yield from _execute(comm, "all_to_all", algorithm, own, outbox, inbox, 0, tag)
     return inbox
 
 
@@ -347,8 +348,8 @@ def sendrecv(
     moves += [Move("send", peer, *out[i : i + 2]) for i, peer in enumerate(blocks)]
     if comm.debug:
         yield from headers.check_messages(comm, moves, inbox.dtype, tag)
-    note = Note("send", "direct", comm.ledger.labels)
-    yield from _execute(comm, note, (tuple(m for m in moves if m.elements),), outbox, inbox, 0, tag)
+    own = (tuple(m for m in moves if m.elements),)
+    yield from _execute(comm, "send", "direct", own, outbox, inbox, 0, tag)
     return {
         peer: inbox[into[i] : into[i + 1]].reshape(shape) for i, (peer, shape) in enumerate(shapes.items())
     }

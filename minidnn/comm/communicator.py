@@ -123,10 +123,12 @@ class Communicator(ABC):
     def _single(self, side, array, peer, tag):
         """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
-            return self._post(side, array, peer, tag)
+            self.traffic.control += side == "send"
+            return self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
         check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
-        note = Note("send", "direct", ledger.labels, cell=ledger.cell("send"))
+        cell = ledger.cell("send")
+        note = Note("send", "direct", ledger.labels, cell=cell, tracing=ledger.tracing)
         before = ledger.state("comm")
         try:
             return self.post(side, block, peer, tag, note, (0, block.size))
@@ -141,39 +143,30 @@ class Communicator(ABC):
 
     def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
         """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
-        # recorded before it is posted: no message may seem to arrive before it was sent
-        self.count(side, peer, tag, note, block.nbytes, block.dtype, span, block)
-        request = self._post(side, block, peer, tag)
+        engine = self.engine
+        if engine.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
+            self.record(side, peer, tag, note, block.nbytes, block.dtype, span, block)
+        engine.traffic.count(side, block.nbytes)
+        note.count(side, block.nbytes)
+        request = self._isend(block, peer, tag) if side == "send" else self._irecv(block, peer, tag)
         request.note = note
         return request
 
-    def count(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
-        """Count this rank's end of a message in the ledger and, while tracing, record it."""
-        ledger, cell, column = self.ledger, note.cell, 0 if side == "send" else 2
-        cell[column] += 1
-        cell[column + 1] += nbytes
-        if ledger.tracing:
-            ends, difference = (self.ranks[self.rank], self.ranks[peer]), None
-            if side == "send" and ledger.reference is not None and block is not None:
-                difference = ledger.reference(self, note, tag, block, span)
-            how = note.op, note.algorithm, note.index, note.count
-            ends = ends if side == "send" else ends[::-1]
-            details = *ends, tag, nbytes, dtype.name, span, difference
-            note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
+    def record(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
+        """Record this rank's end of a message in the trace."""
+        ledger, ends, difference = self.ledger, (self.ranks[self.rank], self.ranks[peer]), None
+        if side == "send" and ledger.reference is not None and block is not None:
+            difference = ledger.reference(self, note, tag, block, span)
+        how = note.op, note.algorithm, note.index, note.rounds
+        ends = ends if side == "send" else ends[::-1]
+        details = *ends, tag, nbytes, dtype.name, span, difference
+        note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
 
     def arrived(self, note: Note) -> None:
         """The messages of a note are complete: their records, too."""
         for record in note.records:
             record[DONE] = self.ledger.clock()
-        note.records.clear()
-
-    def _post(self, side, array, peer, tag):
-        """Hand a message to the transport, and count it there."""
-        if tag < CONTROL:
-            self.traffic.count(side, array.nbytes)
-        elif side == "send":
-            self.traffic.control += 1
-        return self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
+        note.records = ()
 
     @abstractmethod
     def _isend(self, array, dest, tag):

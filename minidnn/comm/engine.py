@@ -45,14 +45,20 @@ class Note:
     ``cell`` are the ledger's counters, ``records`` those of its messages in a trace that are not complete.
     """
 
-    __slots__ = ("algorithm", "cell", "count", "index", "labels", "op", "records")
+    __slots__ = ("algorithm", "cell", "index", "labels", "op", "records", "rounds")
 
-    def __init__(self, op, algorithm, labels, index=1, count=1, cell=None):
-        self.op, self.algorithm, self.labels, self.index, self.count = op, algorithm, labels, index, count
-        self.cell, self.records = cell, []
+    def __init__(self, op, algorithm, labels, index=1, rounds=1, cell=None, tracing=False):
+        self.op, self.algorithm, self.labels, self.index, self.rounds = op, algorithm, labels, index, rounds
+        self.cell, self.records = cell, [] if tracing else ()
+
+    def count(self, side: str, nbytes: int) -> None:
+        """One message, in the ledger."""
+        cell, column = self.cell, 0 if side == "send" else 2
+        cell[column] += 1
+        cell[column + 1] += nbytes
 
     def __str__(self):
-        parts = [f"{self.op} {self.algorithm} round {self.index}/{self.count}"]
+        parts = [f"{self.op} {self.algorithm} round {self.index}/{self.rounds}"]
         labels = self.labels._asdict().items()
         parts += [f"{name} {value}" for name, value in labels if value not in ("", None)]
         return ", ".join(parts)
@@ -64,11 +70,25 @@ class Pending:
     ``tag`` names it, where not the order of starting does; ``requests`` is what it waits for, None while it runs.
     """
 
-    __slots__ = ("_engine", "_generator", "comm", "done", "error", "labels", "requests", "result", "tag")
+    __slots__ = (
+        "_engine",
+        "_generator",
+        "_running",
+        "_waiting",
+        "comm",
+        "done",
+        "error",
+        "labels",
+        "requests",
+        "result",
+        "tag",
+    )
 
     def __init__(self, engine, comm, generator, tag):
+        ledger = engine.ledger
         self._engine, self._generator, self.comm, self.tag = engine, generator, comm, tag
-        self.labels = comm.ledger.labels
+        self.labels = ledger.labels
+        self._running, self._waiting = ledger.place("comm", self.labels), ledger.place("wait", self.labels)
         self.requests: Sequence | None = None
         self.done, self.result, self.error = False, None, None
 
@@ -116,7 +136,7 @@ class Engine:
         ledger = self.ledger
         outside = ledger.labels, self.running
         ledger.labels, self.running, pending.requests = pending.labels, pending, None
-        before = ledger.state("comm", labels=pending.labels)
+        before = ledger.restore(pending._running)
         try:
             pending.requests = next(pending._generator)
         except StopIteration as stop:
@@ -146,7 +166,7 @@ class Engine:
         """Wait until a collective is complete; meanwhile all others move on."""
         while not pending.done:
             flying = [each for each in self.pending if each.requests is not None]
-            before = self.ledger.state("wait", labels=pending.labels)
+            before = self.ledger.restore(pending._waiting)
             try:
                 ready = pending.comm._wait_any([each.requests for each in flying])
             finally:

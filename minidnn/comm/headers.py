@@ -12,7 +12,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from .communicator import HEADERS, SEQUENCE, Note, ProtocolError
+from .communicator import HEADERS, NAMED, SEQUENCE, Note, ProtocolError
 
 SIZE = 256  # bytes of a header
 FIELDS = ("call number", "operation", "algorithm", "dtype", "elements", "counts", "root", "layer", "phase")
@@ -28,7 +28,7 @@ def check(comm, op, algorithm, dtype, counts, root, tag) -> Generator:
     ProtocolError
         On every rank, when the headers are not all alike.
     """
-    number = tag - SEQUENCE if tag >= SEQUENCE else f"named {tag}"
+    number = tag - SEQUENCE if tag >= SEQUENCE else f"named {tag - NAMED}"
     own = _header(comm, number, op, algorithm, dtype, counts, root)
     table = yield from comm.exchanging(own, HEADERS + tag, Note(op, algorithm, comm.ledger.labels))
     texts = [_fields(row) for row in table]

@@ -113,26 +113,27 @@ class Ledger:
 
     # -- time --------------------------------------------------------------------------------------------
 
-    def state(
-        self,
-        state: str,
-        layer: str | None = None,
-        phase: str | None = None,
-        flops: int = 0,
-        labels: Labels | None = None,
-    ) -> tuple:
-        """Leave the present state and enter another, described by the labels (default: the present ones).
-
-        ``layer`` and ``phase`` override the labels'; ``flops`` is what the new span will compute.  Returns
-        the state left, for :meth:`restore`.
-        """
-        labels = self.labels if labels is None else labels
+    def place(self, state: str, labels: Labels, layer: str | None = None, phase: str | None = None) -> tuple:
+        """A state under the given labels, for :meth:`restore`; ``layer`` and ``phase`` override the labels'."""
         key = state, labels.layer if layer is None else layer, labels.phase if phase is None else phase
-        return self._switch((key, (labels.chunk, labels.step)), flops)
+        return key, (labels.chunk, labels.step)
 
-    def restore(self, state: tuple) -> None:
-        """Go back to a state that :meth:`state` returned."""
-        self._switch(state, 0)
+    def state(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0) -> tuple:
+        """Leave the present state and enter another, under the present labels.
+
+        ``flops`` is what the new span will compute.  Returns the state left, for :meth:`restore`.
+        """
+        return self.restore(self.place(state, self.labels, layer, phase), flops)
+
+    def restore(self, place: tuple, flops: int = 0) -> tuple:
+        """Enter a state that :meth:`state` or :meth:`place` returned; returns the one left."""
+        now, old, since = self.clock(), self._now, self._since
+        seconds, key = self.seconds, old[0]
+        seconds[key] = seconds.get(key, 0.0) + (now - since)
+        if self.tracing:
+            self._records.append(("span", *key, *old[1], since, now, self._flops))
+        self._now, self._since, self._flops = place, now, flops
+        return old
 
     @contextmanager
     def during(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0):
@@ -141,20 +142,11 @@ class Ledger:
         try:
             yield self
         finally:
-            self._switch(before, 0)
-
-    def _switch(self, new, flops):
-        now, old, since = self.clock(), self._now, self._since
-        seconds, key = self.seconds, old[0]
-        seconds[key] = seconds.get(key, 0.0) + (now - since)
-        if self.tracing:
-            self._records.append(("span", *key, *old[1], since, now, self._flops))
-        self._now, self._since, self._flops = new, now, flops
-        return old
+            self.restore(before)
 
     def times(self) -> dict[tuple[str, str, str], float]:
         """Seconds by (state, layer, phase), up to now; their sum is the time since the ledger was made."""
-        self._switch(self._now, 0)
+        self.restore(self._now)
         return dict(self.seconds)
 
     def flying(self, any_collective: bool) -> None:
@@ -228,7 +220,7 @@ class Ledger:
     def _relabel(self, step):
         self.labels = self.labels._replace(step=step)
         key, (chunk, _) = self._now
-        self._switch((key, (chunk, step)), 0)
+        self.restore((key, (chunk, step)))
 
     def note(self, kind: str, **fields) -> None:
         """Record something else, as "memory" is; the step and the time are added."""

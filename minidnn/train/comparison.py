@@ -64,7 +64,7 @@ class Comparison:
 
         One that is not finite is the largest float: JSON knows no infinity.
         """
-        before = comm.ledger.state("other", labels=note.labels)
+        before = comm.ledger.restore(comm.ledger.place("other", note.labels))
         key = note.labels, tag
         if key not in self.expected:
             self.expected[key] = self._expect(comm, note.labels)
