@@ -10,6 +10,7 @@ from mpi import mpirun
 
 import minidnn.comm
 from minidnn.comm import collectives, functions, threads
+from minidnn.comm.algorithms import OPERATIONS
 from minidnn.comm.communicator import HEADERS, LAST_TAG, NAMED, SPACE, STATE, ProtocolError
 from minidnn.comm.operation import Operation, steps
 from minidnn.tensor import Tape, Tensor
@@ -184,11 +185,11 @@ def test_a_halo_exchange_is_a_sum_over_neighbours_and_its_adjoint_adds_the_borde
         np.testing.assert_allclose(np.concatenate([g for _, g in results], axis=1), gradient)
 
 
-@pytest.mark.parametrize("op", collectives.OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_an_operation_sends_what_it_says_and_its_adjoint_is_an_inverse_table(op):
     """Shapes, messages and the way back of every operation, as data, against its execution on four ranks."""
     p, counts = 4, (2, 0, 3, 1)
-    options = {"axis": 1, "counts": counts} if "block" in collectives.OPERATIONS[op] else {}
+    options = {"axis": 1, "counts": counts} if "block" in OPERATIONS[op] else {}
     if op == "all_to_all":
         options |= {"join_axis": -1, "joined": (1, 2, 0, 2)}
     operation = Operation(op, (2, 6, 5), root=1, dest=3, **options)

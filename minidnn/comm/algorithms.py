@@ -106,8 +106,33 @@ _PATTERNS = {
 #: What can be chosen for each operation; the first is the default.
 ALGORITHMS = {op: tuple(name for name in names if name != LIBRARY) for op, names in _PATTERNS.items()}
 
+
+class Held(NamedTuple):
+    """What a member brings to an operation and what it gets: "whole", its own "block", or, at "root" or "dest"
+    only, the whole; and the operation that takes the gradient back."""
+
+    before: str
+    after: str
+    adjoint: str
+
+
+#: The adjoint brings what the operation gets.  A value summed over all (from "whole") is one that each used.
+OPERATIONS = {
+    "send": Held("root", "dest", "send"),
+    "broadcast": Held("root", "whole", "reduce"),
+    "reduce": Held("whole", "root", "broadcast"),
+    "scatter": Held("root", "block", "gather"),
+    "gather": Held("block", "root", "scatter"),
+    "all_gather": Held("block", "whole", "reduce_scatter"),
+    "reduce_scatter": Held("whole", "block", "all_gather"),
+    "all_to_all": Held("block", "block", "all_to_all"),  # blocks along two axes
+    "all_reduce": Held("whole", "whole", "all_reduce"),  # each copy is a variable of its own
+    "reduce_from": Held("whole", "whole", "copy_to"),  # an all_reduce whose copies are one value
+    "copy_to": Held("whole", "whole", "reduce_from"),  # no message: one value enters work that is split
+}
+
 #: Operations whose buffer is cut into one block per rank (``counts``); the others take a length ``n``.
-BLOCKED = frozenset({"reduce_scatter", "all_gather", "scatter", "gather"})
+BLOCKED = frozenset(op for op, (*held, _) in OPERATIONS.items() if held.count("block") == 1)
 
 
 def normalise(op: str, algorithm: str, p: int, counts):

@@ -21,41 +21,17 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from functools import update_wrapper
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minidnn.backend import array_module
 
 from . import headers, tuning
-from .algorithms import ALGORITHMS, BLOCKED, LIBRARY, Move, Rounds, edges_of, normalise, rounds
+from .algorithms import ALGORITHMS, BLOCKED, OPERATIONS, Move, edges_of, normalise
 from .checks import check_array
-from .communicator import SPACE, Communicator, Note, Pending
-
-
-class Held(NamedTuple):
-    """What a member brings to an operation and what it gets: "whole", its own "block", or, at "root" or "dest"
-    only, the whole; and the operation that takes the gradient back."""
-
-    before: str
-    after: str
-    adjoint: str
-
-
-#: The adjoint brings what the operation gets.  A value summed over all (from "whole") is one that each used.
-OPERATIONS = {
-    "send": Held("root", "dest", "send"),
-    "broadcast": Held("root", "whole", "reduce"),
-    "reduce": Held("whole", "root", "broadcast"),
-    "scatter": Held("root", "block", "gather"),
-    "gather": Held("block", "root", "scatter"),
-    "all_gather": Held("block", "whole", "reduce_scatter"),
-    "reduce_scatter": Held("whole", "block", "all_gather"),
-    "all_to_all": Held("block", "block", "all_to_all"),  # blocks along two axes
-    "all_reduce": Held("whole", "whole", "all_reduce"),  # each copy is a variable of its own
-    "reduce_from": Held("whole", "whole", "copy_to"),  # an all_reduce whose copies are one value
-    "copy_to": Held("whole", "whole", "reduce_from"),  # no message: one value enters work that is split
-}
+from .communicator import SPACE, Communicator, Pending
+from .execute import collective, execute
 
 
 class Collective:
@@ -71,70 +47,6 @@ class Collective:
     def start(self, comm: Communicator, *args, **kwargs) -> Pending:
         """Begin it and come back at once."""
         return comm.start(self.steps(comm, *args, **kwargs))
-
-
-# -- executing rounds
-
-
-def _execute(comm, op, algorithm, own: Rounds, outbox, inbox, base, tag) -> Generator:
-    """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
-
-    Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
-    they are one and the same.
-    """
-    ledger, xp, scratch = comm.ledger, array_module(inbox), None
-    labels, cell = ledger.labels, ledger.cell(op)
-    for index, moves in enumerate(own, 1):
-        if not moves:
-            continue
-        note = Note(op, algorithm, labels, index, len(own), cell, ledger.tracing)
-        requests, additions, used = [], [], 0
-        for move in moves:
-            start, stop = move.start, move.stop
-            block = (outbox if move.kind == "send" else inbox)[start - base : stop - base]
-            if move.reduce:
-                if scratch is None:
-                    need = max(sum(m.stop - m.start for m in every if m.reduce) for every in own)
-                    scratch = _borrow(comm, xp, inbox.dtype, need)
-                target, block = block, scratch[used : used + stop - start]
-                used += stop - start
-                additions.append((target, block))
-            requests.append(comm.post(move.kind, block, move.peer, tag, note, (start, stop)))
-        yield requests
-        comm.arrived(note)
-        for target, block in additions:
-            xp.add(target, block, out=target)
-    if scratch is not None:
-        comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
-
-
-def _borrow(comm, xp, dtype, n):
-    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
-    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
-    for i, array in enumerate(kept):
-        if array.size >= n:
-            return kept.pop(i)
-    if kept:  # outgrown
-        kept.pop()
-    return xp.empty(n, dtype)
-
-
-def _library(comm, own: Rounds, flat, tag) -> Generator:
-    """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
-
-    The transport's counters, which cannot see what the library sends either, are told the same.
-    """
-    ledger = comm.ledger
-    labels, cell = ledger.labels, ledger.cell("all_reduce")
-    note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
-    for move in (move for moves in own for move in moves):
-        nbytes = move.elements * flat.itemsize
-        comm.traffic.count(move.kind, nbytes)
-        note.count(move.kind, nbytes)
-        if ledger.tracing:
-            comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))
-    yield from comm.library_all_reduce(flat)
-    comm.arrived(note)
 
 
 def run(
@@ -186,21 +98,8 @@ def run(
         work = xp.empty(stop - start if alone else edges[-1], x.dtype)
         if held.before == "block":
             work[start:stop] = x.reshape(-1)
-    if p > 1:
-        # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
-        tag = comm.next_tag()
-        if comm.debug:
-            check = headers.check(comm, op, algorithm, x.dtype, counts, root, tag)
-            if algorithm == LIBRARY:  # at once: the library pairs its calls by their order
-                for requests in check:
-                    comm.wait(requests)
-            else:
-                yield from check
-        own = rounds(op, algorithm, p, me, counts, root, nodes=comm.nodes, segments=segments)
-        if algorithm == LIBRARY:
-            yield from _library(comm, own, work, tag)
-        else:
-            yield from _execute(comm, op, algorithm, own, work, work, start if alone else 0, tag)
+    base = start if alone else 0
+    yield from collective(comm, op, algorithm, counts, work, work, base, root=root, segments=segments)
     if held.after == "root" and not at_root:
         return None
     if held.after == "block":
@@ -292,12 +191,7 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
         raise ValueError(f"all_to_all: rank {me} brings {x.size} elements, counts {counts[me]}")
     outbox, inbox = xp.ascontiguousarray(x).reshape(-1), xp.empty(into[-1], x.dtype)
     inbox[into[me] : into[me + 1]] = outbox[out[me] : out[me + 1]]
-    if p > 1:
-        tag = comm.next_tag()
-        if comm.debug:
-            yield from headers.check(comm, "all_to_all", algorithm, x.dtype, counts, 0, tag)
-        own = rounds("all_to_all", algorithm, p, me, counts)
-        yield from _execute(comm, "all_to_all", algorithm, own, outbox, inbox, 0, tag)
+    yield from collective(comm, "all_to_all", algorithm, counts, outbox, inbox)
     return inbox
 
 
@@ -349,7 +243,7 @@ def sendrecv(
     if comm.debug:
         yield from headers.check_messages(comm, moves, inbox.dtype, tag)
     own = (tuple(m for m in moves if m.elements),)
-    yield from _execute(comm, "send", "direct", own, outbox, inbox, 0, tag)
+    yield from execute(comm, "send", "direct", own, outbox, inbox, 0, tag)
     return {
         peer: inbox[into[i] : into[i + 1]].reshape(shape) for i, (peer, shape) in enumerate(shapes.items())
     }

@@ -21,7 +21,7 @@ from .ledger import DONE, Ledger
 # order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
 # message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
 SPACE = 1 << 18
-MESSAGES, NAMED, SEQUENCE, CONTROL, HEADERS = 0, SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
+NAMED, SEQUENCE, CONTROL, HEADERS = SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
 EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
 LAST_TAG = HEADERS + CONTROL - 1
 
@@ -110,14 +110,14 @@ class Communicator(ABC):
         """Return when all requests are complete; meanwhile all collectives in flight move on."""
         check_requests("wait", requests)
         self.start(iter((requests,))).wait()
-        self._complete(requests)
+        self._arrived(requests)
 
     def test(self, requests: Sequence) -> bool:
         """Whether all requests are complete; never waits."""
         check_requests("test", requests)
         done = self._test(requests)
         if done:
-            self._complete(requests)
+            self._arrived(requests)
         return done
 
     def _single(self, side, array, peer, tag):
@@ -135,11 +135,9 @@ class Communicator(ABC):
         finally:
             ledger.restore(before)
 
-    def _complete(self, requests):
-        if self.ledger.tracing:
-            for request in requests:
-                if request.note:
-                    self.arrived(request.note)
+    def _arrived(self, requests):
+        for note in {request.note for request in requests if request.note}:
+            self.arrived(note)
 
     def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
         """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
@@ -239,6 +237,14 @@ class Communicator(ABC):
             request.note = note
         yield requests
         return everyone
+
+    def exchange_texts(self, text: str) -> list[str]:
+        """Every member's text, in order of rank."""
+        raw = np.frombuffer(text.encode(), np.uint8)
+        lengths = self.exchange(np.array([raw.size]))[:, 0]
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: raw.size] = raw
+        return [bytes(row[:n]).decode() for row, n in zip(self.exchange(padded), lengths, strict=True)]
 
     def barrier(self) -> None:
         """Return when every member has come here."""

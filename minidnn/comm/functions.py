@@ -2,7 +2,7 @@
 
 For a linear map F over ranks, the gradient that belongs to x, when gy belongs to y = F x, is F* gy, with F*
 given by <F x, gy> = <x, F* gy>, the inner products being summed over all ranks.  That one identity gives
-the whole table, which is data: :data:`.collectives.OPERATIONS`.  One value used p times has p gradients to
+the whole table, which is data: :data:`.algorithms.OPERATIONS`.  One value used p times has p gradients to
 be added up (broadcast and reduce, all_gather and reduce_scatter); what only changes places is put back
 (scatter and gather, all_to_all, a message).
 
@@ -30,7 +30,7 @@ from minidnn.backend import array_module
 from minidnn.tensor import Function, Tensor, as_tensor
 
 from . import collectives
-from .algorithms import split_counts
+from .algorithms import OPERATIONS, split_counts
 from .communicator import Communicator
 from .operation import Operation, axis_length, steps, with_axis
 
@@ -195,7 +195,7 @@ def _apply(comm, x, op, axis=None, counts=None, **options):
     x, shape = as_tensor(x), None
     if axis is not None:
         length = axis_length(x.shape, axis)
-        brings_block = collectives.OPERATIONS[op].before == "block"
+        brings_block = OPERATIONS[op].before == "block"
         if counts is None:
             counts = (length,) * comm.size if brings_block else split_counts(length, comm.size)
         shape = with_axis(x.shape, axis, sum(counts)) if brings_block else None

@@ -10,8 +10,7 @@ from typing import Any
 from minidnn.backend import array_module
 
 from . import collectives
-from .algorithms import ALGORITHMS, BLOCKED, Rounds, edges_of, rounds
-from .collectives import OPERATIONS
+from .algorithms import ALGORITHMS, BLOCKED, OPERATIONS, Rounds, edges_of, rounds
 from .communicator import Communicator
 
 
@@ -22,7 +21,7 @@ class Operation:
     Attributes
     ----------
     op : str
-        One of :data:`.collectives.OPERATIONS`.
+        One of :data:`.algorithms.OPERATIONS`.
     shape : tuple of int
         Of the whole tensor.
     axis, counts : int, tuple of int

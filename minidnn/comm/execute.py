@@ -1,0 +1,92 @@
+"""Executing a collective by its rounds: header check, posting, counting, adding up."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from minidnn.backend import array_module
+
+from . import headers
+from .algorithms import LIBRARY, Rounds, rounds
+from .communicator import Communicator, Note
+
+
+def collective(
+    comm: Communicator, op, algorithm, counts, outbox, inbox, base=0, root=0, segments=None
+) -> Generator:
+    """The steps of one collective whose rounds are looked up; the buffers are those of :func:`execute`."""
+    # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
+    tag = comm.next_tag()
+    if comm.debug:
+        check = headers.check(comm, op, algorithm, outbox.dtype, counts, root, tag)
+        if algorithm == LIBRARY:  # at once: the library pairs its calls by their order
+            for requests in check:
+                comm.wait(requests)
+        else:
+            yield from check
+    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes, segments=segments)
+    if algorithm == LIBRARY and own:
+        yield from _library(comm, own, inbox, tag)
+    else:
+        yield from execute(comm, op, algorithm, own, outbox, inbox, base, tag)
+
+
+def execute(comm: Communicator, op, algorithm, own: Rounds, outbox, inbox, base, tag) -> Generator:
+    """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
+
+    Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
+    they are one and the same.
+    """
+    ledger, xp, scratch = comm.ledger, array_module(inbox), None
+    labels, cell = ledger.labels, ledger.cell(op)
+    for index, moves in enumerate(own, 1):
+        if not moves:
+            continue
+        note = Note(op, algorithm, labels, index, len(own), cell, ledger.tracing)
+        requests, additions, used = [], [], 0
+        for move in moves:
+            start, stop = move.start, move.stop
+            block = (outbox if move.kind == "send" else inbox)[start - base : stop - base]
+            if move.reduce:
+                if scratch is None:
+                    need = max(sum(m.stop - m.start for m in every if m.reduce) for every in own)
+                    scratch = _borrow(comm, xp, inbox.dtype, need)
+                target, block = block, scratch[used : used + stop - start]
+                used += stop - start
+                additions.append((target, block))
+            requests.append(comm.post(move.kind, block, move.peer, tag, note, (start, stop)))
+        yield requests
+        comm.arrived(note)
+        for target, block in additions:
+            xp.add(target, block, out=target)
+    if scratch is not None:
+        comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
+
+
+def _borrow(comm, xp, dtype, n):
+    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
+    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
+    for i, array in enumerate(kept):
+        if array.size >= n:
+            return kept.pop(i)
+    if kept:  # outgrown
+        kept.pop()
+    return xp.empty(n, dtype)
+
+
+def _library(comm, own: Rounds, flat, tag) -> Generator:
+    """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
+
+    The transport's counters, which cannot see what the library sends either, are told the same.
+    """
+    ledger = comm.ledger
+    labels, cell = ledger.labels, ledger.cell("all_reduce")
+    note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
+    for move in (move for moves in own for move in moves):
+        nbytes = move.elements * flat.itemsize
+        comm.traffic.count(move.kind, nbytes)
+        note.count(move.kind, nbytes)
+        if ledger.tracing:
+            comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))
+    yield from comm.library_all_reduce(flat)
+    comm.arrived(note)
