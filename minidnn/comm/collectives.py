@@ -86,7 +86,7 @@ def run(
         if not whole and held.before == "block" and stop - start != x.size:
             raise ValueError(f"{op}: rank {me} brings {x.size} elements, counts {counts}")
     else:
-        counts, edges = normalise(op, algorithm, p, x.size), (0, x.size)
+        counts, edges = x.size, (0, x.size)
     alone = op in ("scatter", "gather") and not at_root  # the buffer is the own block
     if inplace:
         work = x

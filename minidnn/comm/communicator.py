@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from minidnn.errors import InputError
 
 from .checks import check_message, check_requests
-from .engine import Engine, Note, Pending, Traffic
-from .ledger import DONE, Ledger
+from .engine import Engine, Note, Pending
+from .ledger import DONE
 
 # Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
 # order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
@@ -61,31 +62,17 @@ class Communicator(ABC):
         Compare a header before every collective and message (:mod:`.headers`).
     """
 
+    ledger = property(
+        attrgetter("engine.ledger"), lambda self, ledger: setattr(self.engine, "ledger", ledger)
+    )
+    debug = property(attrgetter("engine.debug"), lambda self, debug: setattr(self.engine, "debug", debug))
+    traffic = property(attrgetter("engine.traffic"))
+
     def __init__(self, rank: int, ranks: Sequence[int], nodes: Sequence[int], engine: Engine | None = None):
         self.rank, self.size = rank, len(ranks)
         self.ranks, self.nodes = tuple(ranks), tuple(nodes)
         self.engine = Engine() if engine is None else engine
         self.sequence = 0
-
-    @property
-    def ledger(self) -> Ledger:
-        return self.engine.ledger
-
-    @ledger.setter
-    def ledger(self, ledger: Ledger) -> None:
-        self.engine.ledger = ledger
-
-    @property
-    def traffic(self) -> Traffic:
-        return self.engine.traffic
-
-    @property
-    def debug(self) -> bool:
-        return self.engine.debug
-
-    @debug.setter
-    def debug(self, debug: bool) -> None:
-        self.engine.debug = debug
 
     # -- messages ----------------------------------------------------------------------------------------
 

@@ -70,19 +70,7 @@ class Pending:
     ``tag`` names it, where not the order of starting does; ``requests`` is what it waits for, None while it runs.
     """
 
-    __slots__ = (
-        "_engine",
-        "_generator",
-        "_running",
-        "_waiting",
-        "comm",
-        "done",
-        "error",
-        "labels",
-        "requests",
-        "result",
-        "tag",
-    )
+    __slots__ = "_engine _generator _running _waiting comm done error labels requests result tag".split()
 
     def __init__(self, engine, comm, generator, tag):
         ledger = engine.ledger

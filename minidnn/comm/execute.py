@@ -37,35 +37,31 @@ def execute(comm: Communicator, op, algorithm, own: Rounds, outbox, inbox, base,
     Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
     they are one and the same.
     """
-    ledger, xp, scratch = comm.ledger, array_module(inbox), None
+    ledger, xp = comm.ledger, array_module(inbox)
     labels, cell = ledger.labels, ledger.cell(op)
+    # kept between collectives: fresh pages cost as much as the sum
+    scratch = comm.engine.scratch.setdefault((xp.__name__, inbox.dtype), [])
     for index, moves in enumerate(own, 1):
         if not moves:
             continue
         note = Note(op, algorithm, labels, index, len(own), cell, ledger.tracing)
-        requests, additions, used = [], [], 0
+        requests, additions = [], []
         for move in moves:
             start, stop = move.start, move.stop
             block = (outbox if move.kind == "send" else inbox)[start - base : stop - base]
             if move.reduce:
-                if scratch is None:
-                    need = max(sum(m.stop - m.start for m in every if m.reduce) for every in own)
-                    scratch = _borrow(comm, xp, inbox.dtype, need)
-                target, block = block, scratch[used : used + stop - start]
-                used += stop - start
-                additions.append((target, block))
+                additions.append((block, _borrow(scratch, xp, inbox.dtype, block.size)))
+                block = additions[-1][1][: block.size]
             requests.append(comm.post(move.kind, block, move.peer, tag, note, (start, stop)))
         yield requests
         comm.arrived(note)
         for target, block in additions:
-            xp.add(target, block, out=target)
-    if scratch is not None:
-        comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
+            xp.add(target, block[: target.size], out=target)
+            scratch.append(block)
 
 
-def _borrow(comm, xp, dtype, n):
-    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
-    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
+def _borrow(kept, xp, dtype, n):
+    """An array of at least n elements."""
     for i, array in enumerate(kept):
         if array.size >= n:
             return kept.pop(i)

@@ -69,25 +69,25 @@ class Messages(Function):
 
     def __init__(self, comm: Communicator, peers, shapes, dtype, tag, xp):
         self.comm, self.peers, self.shapes = comm, peers, shapes
-        self.options = dtype, tag, xp
+        self.dtype, self.tag, self.xp = dtype, tag, xp
 
     def forward(self, *xs):
         if xs:
-            self.options = xs[0].dtype, self.options[1], array_module(xs[0])
+            self.dtype, self.xp = xs[0].dtype, array_module(xs[0])
         self.sent = {peer: x.shape for peer, x in zip(self.peers, xs, strict=True)}
         got = self._run(dict(zip(self.peers, xs, strict=True)), self.shapes)
-        dtype, _, xp = self.options
-        return tuple(got.values()) or xp.empty(0, dtype)
+        return got or self.xp.empty(0, self.dtype)
 
     def backward(self, *gys):
-        dtype, _, xp = self.options
         pairs = zip(self.shapes.items(), gys, strict=False)
-        back = {peer: xp.zeros(shape, dtype) if gy is None else gy for (peer, shape), gy in pairs}
+        zeros = self.xp.zeros
+        back = {peer: zeros(shape, self.dtype) if gy is None else gy for (peer, shape), gy in pairs}
         gxs = self._run(back, self.sent)
-        return tuple(gx if need else None for gx, need in zip(gxs.values(), self.needs, strict=False))
+        return tuple(gx if need else None for gx, need in zip(gxs, self.needs, strict=False))
 
     def _run(self, blocks, shapes):
-        return collectives.sendrecv(self.comm, blocks, shapes, *self.options)
+        options = self.dtype, self.tag, self.xp
+        return tuple(collectives.sendrecv(self.comm, blocks, shapes, *options).values())
 
 
 def sendrecv(
@@ -103,9 +103,8 @@ def sendrecv(
     With neighbours, a halo exchange; between two ranks, a send and a receive that cannot block each other, as
     :func:`send` and then :func:`recv` on both may.  ``dtype`` and ``xp`` are needed where nothing is sent.
     """
-    received = Messages(comm, tuple(blocks), {p: tuple(s) for p, s in shapes.items()}, dtype, tag, xp)(
-        *blocks.values()
-    )
+    shapes = {peer: tuple(shape) for peer, shape in shapes.items()}
+    received = Messages(comm, tuple(blocks), shapes, dtype, tag, xp)(*blocks.values())
     return dict(zip(shapes, received, strict=True)) if shapes else {}
 
 
@@ -192,12 +191,12 @@ def reduce_from(comm: Communicator, x: Tensor, algorithm: str = "ring") -> Tenso
 
 def _apply(comm, x, op, axis=None, counts=None, **options):
     """The operation on x; ``axis`` is that of its blocks, where it has such."""
-    x, shape = as_tensor(x), None
+    x = as_tensor(x)
+    shape = x.shape
     if axis is not None:
-        length = axis_length(x.shape, axis)
-        brings_block = OPERATIONS[op].before == "block"
+        length, joins = axis_length(shape, axis), OPERATIONS[op].before == "block"
         if counts is None:
-            counts = (length,) * comm.size if brings_block else split_counts(length, comm.size)
-        shape = with_axis(x.shape, axis, sum(counts)) if brings_block else None
+            counts = (length,) * comm.size if joins else split_counts(length, comm.size)
+        shape = with_axis(shape, axis, sum(counts)) if joins else shape
         options |= {"axis": axis, "counts": tuple(counts)}
-    return Communicate(comm, Operation(op, shape or x.shape, **options))(x)
+    return Communicate(comm, Operation(op, shape, **options))(x)

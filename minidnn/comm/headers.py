@@ -68,18 +68,15 @@ def check_messages(comm, moves, dtype, tag) -> Generator:
             )
 
 
-def _header(comm, sequence, op, algorithm, dtype, counts, root) -> np.ndarray:
+def _header(comm, number, op, algorithm, dtype, counts, root) -> np.ndarray:
     labels = comm.ledger.labels
     elements = counts if isinstance(counts, int) else sum(np.ravel(counts).tolist())
     sizes = repr(counts)
     if len(sizes) > SHOWN:
         sizes = f"{sizes[:SHOWN]}... (digest {zlib.crc32(sizes.encode()):08x})"
-    fields = [sequence, op, algorithm, np.dtype(dtype).name, elements, sizes, root]
+    fields = [number, op, algorithm, np.dtype(dtype).name, elements, sizes, root]
     text = SEPARATOR.join(map(str, [*fields, labels.layer[:60], labels.phase[:20]]))
-    header = np.zeros(SIZE, np.uint8)
-    data = text.encode()[:SIZE]
-    header[: len(data)] = np.frombuffer(data, np.uint8)
-    return header
+    return np.frombuffer(text.encode()[:SIZE].ljust(SIZE, b"\0"), np.uint8)
 
 
 def _fields(header) -> list[str]:
@@ -87,21 +84,17 @@ def _fields(header) -> list[str]:
 
 
 def _describe(fields) -> str:
-    named = dict(zip(FIELDS, fields, strict=True))
-    text = f"{named['operation']} {named['algorithm']} of {named['elements']} {named['dtype']}"
-    if named["counts"] != named["elements"]:
-        text += f" in blocks {named['counts']}"
-    text += f", root {named['root']}"
-    text += "".join(f", {name} {named[name]}" for name in ("layer", "phase") if named[name])
-    return f"{text} (call {named['call number']})"
+    number, op, algorithm, dtype, elements, counts, root, layer, phase = fields
+    text = f"{op} {algorithm} of {elements} {dtype}" + f" in blocks {counts}" * (counts != elements)
+    text += f", root {root}" + f", layer {layer}" * bool(layer) + f", phase {phase}" * bool(phase)
+    return f"{text} (call {number})"
 
 
 def _complaint(comm, texts, differing) -> str:
-    lines = [f"the ranks differ in {', '.join(differing)}"]
     groups: dict[tuple, list[int]] = {}
     for rank, text in zip(comm.ranks, texts, strict=True):
         groups.setdefault(tuple(text), []).append(rank)
+    lines = [f"the ranks differ in {', '.join(differing)}"]
     for text, ranks in groups.items():
-        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-        lines.append(f"  {who}: {_describe(text)}")
+        lines.append(f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {_describe(text)}")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ class Labels(NamedTuple):
 
 #: The fields of a message record, in the order in which :meth:`Ledger.message` stores them.
 MESSAGE_FIELDS = (
-    *("kind", "side", "step", "phase", "layer", "tensor", "chunk", "cause"),
+    *("kind", "side", *Labels._fields),
     *("op", "algorithm", "index", "count", "group", "source", "dest", "tag"),
     *("bytes", "dtype", "start", "stop", "posted", "done", "difference"),
 )
@@ -164,26 +164,22 @@ class Ledger:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def cell(self, op: str, labels: Labels | None = None) -> list[int]:
-        """The counters of an operation under the given labels (default: the present ones), to add to."""
-        labels = self.labels if labels is None else labels
-        key = (labels.layer, labels.phase, op)
+    def cell(self, op: str) -> list[int]:
+        """The counters of an operation under the present labels, to add to."""
+        key = (self.labels.layer, self.labels.phase, op)
         cell = self.traffic.get(key)
         if cell is None:
             cell = self.traffic[key] = [0, 0, 0, 0]
         return cell
 
-    def message(
-        self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference=None
-    ) -> list:
+    def message(self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference) -> list:
         """Record one end of one message (only while tracing).
 
         ``how`` is (op, algorithm, round, of how many rounds); ``span`` is the element slice (start, stop).
         Returns the record, a list whose entry ``DONE`` the caller fills in when the message is complete.
         """
-        step, phase, layer, tensor, chunk, cause = labels
-        record = ["message", side, step, phase, layer, tensor, chunk, cause, *how, group, source, dest, tag]
-        record += [nbytes, dtype, *span, self.clock(), None, difference]
+        record = ["message", side, *labels, *how, group, source, dest, tag, nbytes, dtype, *span]
+        record += [self.clock(), None, difference]
         self._records.append(record)
         return record
 

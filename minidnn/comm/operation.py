@@ -10,7 +10,7 @@ from typing import Any
 from minidnn.backend import array_module
 
 from . import collectives
-from .algorithms import ALGORITHMS, BLOCKED, OPERATIONS, Rounds, edges_of, rounds
+from .algorithms import ALGORITHMS, BLOCKED, LIBRARY, OPERATIONS, Rounds, edges_of, rounds
 from .communicator import Communicator
 
 
@@ -73,7 +73,7 @@ class Operation:
         elif self.op == "send":
             back = replace(back, root=self.dest, dest=self.root)
         known = ALGORITHMS.get(back.collective, ())
-        return back if self.algorithm in (*known, "auto", "mpi") else replace(back, algorithm=None)
+        return back if self.algorithm in (*known, "auto", LIBRARY) else replace(back, algorithm=None)
 
     def before(self, member: int) -> tuple[int, ...] | None:
         """The shape of what a member brings; None: nothing."""
