@@ -21,7 +21,7 @@ from .ledger import DONE
 # Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
 # order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
 # message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
-SPACE = 1 << 18
+SPACE = 1 << 16
 NAMED, SEQUENCE, CONTROL, HEADERS = SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
 EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
 LAST_TAG = HEADERS + CONTROL - 1
@@ -79,7 +79,7 @@ class Communicator(ABC):
     def isend(self, array, dest: int, tag: int = 0):
         """Begin to send a contiguous array; it must not change until the request is complete.
 
-        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 262,143.  In the ledger and in a
+        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 65,535.  In the ledger and in a
         trace the message is a "send", as that of :func:`.collectives.send` is.
 
         Raises
@@ -111,7 +111,9 @@ class Communicator(ABC):
         """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
             self.traffic.control += side == "send"
-            return self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
+            request = self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
+            request.note = Note("control", "direct", self.ledger.labels)
+            return request
         check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
         cell = ledger.cell("send")
@@ -183,7 +185,7 @@ class Communicator(ABC):
         """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once.
 
         Collectives are paired by their order: every member starts the same ones, one after the other.  With
-        a ``tag``, of 0 ... 262,143, they are paired by that, whatever the order; two that are in flight at
+        a ``tag``, of 0 ... 65,535, they are paired by that, whatever the order; two that are in flight at
         the same time need two.
         """
         if tag is not None and not 0 <= tag < SPACE:
@@ -208,11 +210,11 @@ class Communicator(ABC):
 
     # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
 
-    def exchange(self, values, tag: int = EXCHANGE) -> np.ndarray:
+    def exchange(self, values, tag: int = EXCHANGE, op: str = "exchange") -> np.ndarray:
         """Every member's array of the same shape and dtype, stacked in order of rank."""
-        return self.start(self.exchanging(values, tag)).wait()
+        return self.start(self.exchanging(values, tag, Note(op, "direct", self.ledger.labels))).wait()
 
-    def exchanging(self, values, tag: int = EXCHANGE, note: Note | None = None) -> Generator:
+    def exchanging(self, values, tag: int, note: Note) -> Generator:
         """The steps of :meth:`exchange`."""
         own = np.ascontiguousarray(values)
         everyone = np.empty((self.size, *own.shape), own.dtype)
@@ -235,12 +237,12 @@ class Communicator(ABC):
 
     def barrier(self) -> None:
         """Return when every member has come here."""
-        self.exchange(np.zeros(1, np.int8))
+        self.exchange(np.zeros(1, np.int8), op="barrier")
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Communicators of the members of equal colour, in order of key, then rank; None for colour None."""
         wish = [-1 if color is None else int(color), int(key)]
-        table = self.exchange(np.array(wish, np.int64))
+        table = self.exchange(np.array(wish, np.int64), op="split")
         self.sequence += 1
         if color is None:
             return self._part(None, (), self.sequence)
