@@ -48,6 +48,21 @@ def test_a_failed_collective_fails_again_when_it_is_waited_for_again():
     assert threads.run(2, main) == [[2.0] * 3] * 2
 
 
+def test_a_wait_that_failed_is_over():
+    """A message of another size is refused where it is waited for, not again in all that comes after."""
+
+    def main(comm):
+        if comm.rank == 0:
+            comm.wait([comm.isend(np.ones(3), 1)])
+        else:
+            with pytest.raises(ProtocolError, match="receives 2 float64 from rank 0"):
+                comm.wait([comm.irecv(np.empty(2), 0)])
+        assert not comm.engine.pending
+        return collectives.all_reduce(comm, np.ones(2)).tolist()
+
+    assert threads.run(2, main) == [[2.0] * 2] * 2
+
+
 @pytest.mark.parametrize("tag", [0, 5, SPACE - 1])
 def test_no_tag_of_a_header_is_one_of_the_machinery(tag):
     """A header goes ahead of a message; whatever control message comes next is not taken for it."""

@@ -96,7 +96,12 @@ class Communicator(ABC):
     def wait(self, requests: Sequence) -> None:
         """Return when all requests are complete; meanwhile all collectives in flight move on."""
         check_requests("wait", requests)
-        self.start(iter((requests,))).wait()
+        pending = self.start(iter((requests,)))
+        try:
+            pending.wait()
+        finally:
+            if not pending.done:  # failed: what comes later does not wait for these
+                self.engine.end(pending)
         self._arrived(requests)
 
     def test(self, requests: Sequence) -> bool:

@@ -129,16 +129,17 @@ class Engine:
             pending.requests = next(pending._generator)
         except StopIteration as stop:
             pending.result = stop.value
-            self._end(pending)
+            self.end(pending)
         except BaseException as error:
             pending.error = error
-            self._end(pending)
+            self.end(pending)
             raise
         finally:
             ledger.restore(before)
             ledger.labels, self.running = outside
 
-    def _end(self, pending):
+    def end(self, pending) -> None:
+        """It is complete, or given up."""
         pending.done = True
         self.pending.remove(pending)
         if not self.pending:
