@@ -61,16 +61,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_delegated(add: Callable) -> None:
     """Commands whose options and work live with what they are about."""
-    from .comm import explain
     from .data import command as data
+    from .report import collective, profile
     from .report import commands as report
-    from .report import profile
 
     add(
         "collective",
         "explain a collective algorithm step by step",
-        explain.add_arguments,
-        _print(explain.main),
+        collective.add_arguments,
+        _print(collective.main),
     )
     add("data", "fetch a data set, or say what a folder or zip holds", data.add_arguments, data.main)
     add(

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from closed_forms import closed_form, messages
 
 from minidnn.comm import collectives, threads
-from minidnn.comm.algorithms import ALGORITHMS, messages, split_counts
-from minidnn.comm.closed_forms import closed_form
+from minidnn.comm.algorithms import ALGORITHMS, split_counts
 from minidnn.errors import InputError
 
 SIZES = (0, 1, 2, 5, 8, 23)

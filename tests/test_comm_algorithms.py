@@ -3,10 +3,10 @@
 import itertools
 
 import pytest
+from closed_forms import Cost, closed_form, messages, total
 
-from minidnn.comm.algorithms import ALGORITHMS, messages, rounds, split_counts
-from minidnn.comm.closed_forms import Cost, closed_form, total
-from minidnn.comm.provenance import provenance
+from minidnn.comm.algorithms import ALGORITHMS, rounds, split_counts
+from minidnn.report.provenance import provenance
 
 SIZES = (0, 1, 2, 3, 7, 16, 61)
 

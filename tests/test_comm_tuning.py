@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from minidnn.comm import collectives, explain, threads, tuning
+from minidnn.comm import collectives, threads, tuning
 from minidnn.comm.tuning import Link
 from minidnn.errors import InputError
+from minidnn.report import collective
 
 SLOW_START = Link(alpha=1e-3, beta=1e-9, gamma=0.0)  # messages are dear, bytes are cheap
 NARROW = Link(alpha=1e-9, beta=1e-6, gamma=0.0)  # the other way round
@@ -59,8 +60,8 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
 
 def explained(*arguments):
     parser = argparse.ArgumentParser()
-    explain.add_arguments(parser)
-    return explain.main(parser.parse_args(map(str, arguments)))
+    collective.add_arguments(parser)
+    return collective.main(parser.parse_args(map(str, arguments)))
 
 
 def test_the_table_of_a_ring():
@@ -81,7 +82,9 @@ def test_the_table_of_a_ring():
 
 
 @pytest.mark.parametrize("p", [1, 2, 5, 12])
-@pytest.mark.parametrize("op, algorithm", [(o, a) for o in explain.EXPLAINED for a in explain.ALGORITHMS[o]])
+@pytest.mark.parametrize(
+    "op, algorithm", [(o, a) for o in collective.EXPLAINED for a in collective.ALGORITHMS[o]]
+)
 def test_every_algorithm_can_be_explained(op, algorithm, p):
     text = explained(algorithm, "--op", op, "--ranks", p)
     assert text.startswith(f"{op} {algorithm}: {p} ranks")
@@ -93,8 +96,8 @@ def test_the_drawing(tmp_path):
     pytest.importorskip("matplotlib")
     text = explained("halving", "--ranks", 5, "--plot", tmp_path / "halving.png")
     assert text.endswith("halving.png") and (tmp_path / "halving.png").stat().st_size > 5000
-    history = explain.provenance("all_reduce", "ring", 4, 16)
-    axes = explain.figure(history).axes[0]
+    history = collective.provenance("all_reduce", "ring", 4, 16)
+    axes = collective.figure(history).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"rank {r}" for r in range(4)]
     assert len(axes.get_xticklabels()) == 7  # the start and six rounds
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]

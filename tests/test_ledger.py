@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from closed_forms import messages
 
 from minidnn.comm import collectives, threads, trace_files
-from minidnn.comm.algorithms import ALGORITHMS, messages
+from minidnn.comm.algorithms import ALGORITHMS
 from minidnn.comm.ledger import Labels, Ledger
 from minidnn.errors import InputError
 
@@ -216,16 +217,16 @@ def test_golden_trace_of_a_ring_over_two_ranks():
 
     assert threads.run(2, main) == [
         [
-            ("recv", 1, 2, 1, 0, 3, 5, 16, 10001),
-            ("send", 1, 2, 0, 1, 0, 3, 24, 10001),
-            ("recv", 2, 2, 1, 0, 0, 3, 24, 10001),
-            ("send", 2, 2, 0, 1, 3, 5, 16, 10001),
+            ("recv", 1, 2, 1, 0, 3, 5, 16, 131073),
+            ("send", 1, 2, 0, 1, 0, 3, 24, 131073),
+            ("recv", 2, 2, 1, 0, 0, 3, 24, 131073),
+            ("send", 2, 2, 0, 1, 3, 5, 16, 131073),
         ],
         [
-            ("recv", 1, 2, 0, 1, 0, 3, 24, 10001),
-            ("send", 1, 2, 1, 0, 3, 5, 16, 10001),
-            ("recv", 2, 2, 0, 1, 3, 5, 16, 10001),
-            ("send", 2, 2, 1, 0, 0, 3, 24, 10001),
+            ("recv", 1, 2, 0, 1, 0, 3, 24, 131073),
+            ("send", 1, 2, 1, 0, 3, 5, 16, 131073),
+            ("recv", 2, 2, 0, 1, 3, 5, 16, 131073),
+            ("send", 2, 2, 1, 0, 0, 3, 24, 131073),
         ],
     ]
 

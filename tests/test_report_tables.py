@@ -5,12 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from closed_forms import closed_form
 from report_traces import ALPHA, BETA, BUCKETS, CONV, FC, FEATURES, MS, write_records, write_trace
 
 from minidnn import nn
 from minidnn.comm import threads, trace_files
 from minidnn.comm.algorithms import ALGORITHMS
-from minidnn.comm.closed_forms import closed_form
 from minidnn.errors import InputError
 from minidnn.optim import SGD
 from minidnn.parallel import Executor, Options, make_strategy

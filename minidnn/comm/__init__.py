@@ -1,14 +1,13 @@
 """Communication between ranks, in the order in which to read it.
 
-- :mod:`.algorithms`, :mod:`.patterns`: the collectives as data, which rank sends what to whom in which round;
-  :mod:`.closed_forms` counts them by formula, :mod:`.provenance` proves them right, :mod:`.explain` shows
-  them;
+- :mod:`.patterns`, :mod:`.algorithms`: the collectives as data, which rank sends what to whom in which round;
 - :mod:`.communicator`: sending and receiving (:mod:`.checks` refuses mistakes), :mod:`.engine`: collectives in
   flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays), and
   :mod:`.guard`, which ends every run that goes wrong;
-- :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`
-  chooses an algorithm by size; :mod:`.axes` cuts and joins tensors;
-- :mod:`.functions`, :mod:`.adjoints`: communication as differentiable functions;
+- :mod:`.collectives`, executed; :mod:`.headers` checks that the ranks agree, :mod:`.tuning` chooses an
+  algorithm by size;
+- :mod:`.operation`: collectives on tensors split along axes, with their adjoints; :mod:`.functions`: the same
+  as differentiable functions;
 - :mod:`.ledger`: what was sent and where the time went; :mod:`.trace_files` writes it.
 """
 

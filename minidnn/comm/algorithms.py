@@ -2,8 +2,8 @@
 
 A collective over ``p`` ranks is, for each rank, a tuple of *rounds*; a round is a tuple of :class:`Move`,
 each a send or a receive of a slice ``[start, stop)`` of one flat buffer.  There are no arrays and no MPI
-here, so the same data is executed (:mod:`.collectives`), counted by the planner (:func:`messages`),
-explained and drawn (:mod:`.explain`).
+here, so the same data is executed (:mod:`.collectives`), counted by the planner and drawn
+(:mod:`minidnn.report.collective`).
 
 The meaning of a round, which everything that reads this data relies on:
 
@@ -23,56 +23,15 @@ and van de Geijn, "Collective communication: theory, practice, and experience", 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
+from minidnn.errors import InputError
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One message as one of its two ends sees it: ``kind`` is "send" or "recv", ``peer`` the other rank."""
-
-    kind: str
-    peer: int
-    start: int
-    stop: int
-    reduce: bool = False
-
-    @property
-    def elements(self) -> int:
-        return self.stop - self.start
-
+from . import patterns
+from .patterns import Move, edges_of, split_counts
 
 Rounds = tuple[tuple[Move, ...], ...]
-
-#: What can be chosen for each operation; the first is the default.
-ALGORITHMS = {
-    "all_reduce": ("ring", "doubling", "halving", "tree", "direct", "hierarchical"),
-    "reduce_scatter": ("ring", "direct"),
-    "all_gather": ("ring", "direct"),
-    "broadcast": ("binomial", "chain"),
-    "reduce": ("binomial",),
-    "scatter": ("direct",),
-    "gather": ("direct",),
-    "all_to_all": ("direct", "pairwise"),
-    "send": ("direct",),
-}
-
-#: Operations whose buffer is cut into one block per rank (``counts``); the others take a length ``n``.
-BLOCKED = frozenset({"reduce_scatter", "all_gather", "scatter", "gather"})
-
-
-def split_counts(n: int, parts: int) -> tuple[int, ...]:
-    """Cut ``n`` elements as ``numpy.array_split`` does: the first ``n % parts`` parts get one more."""
-    quotient, rest = divmod(n, parts)
-    return (quotient + 1,) * rest + (quotient,) * (parts - rest)
-
-
-def edges_of(counts: Sequence[int], start: int = 0) -> list[int]:
-    """Where consecutive blocks of the given lengths begin and end: ``[start, start + counts[0], ...]``."""
-    edges = [start]
-    for count in counts:
-        edges.append(edges[-1] + count)
-    return edges
 
 
 def default_segments(n: int) -> int:
@@ -80,28 +39,126 @@ def default_segments(n: int) -> int:
     return max(1, min(32, n // 32768))
 
 
+class _Call(NamedTuple):
+    """What a pattern is asked for; the parameters of :func:`rounds`."""
+
+    members: tuple[int, ...]
+    rank: int
+    counts: Any
+    root: int
+    nodes: tuple[int, ...]
+    segments: int | None
+    dest: int
+
+
+def _sum(pattern):
+    return lambda c: pattern(c.members, c.rank, 0, c.counts, c.nodes)
+
+
+def _broadcast(c):
+    return patterns.tree(c.members, c.rank, c.root, 0, c.counts)
+
+
+def _scatter(c):
+    return patterns.from_root(c.members, c.rank, c.root, edges_of(c.counts))
+
+
+def _one_message(c):
+    moves = {c.root: [Move("send", c.dest, 0, c.counts)], c.dest: [Move("recv", c.root, 0, c.counts)]}
+    return [moves.get(c.rank, []) if c.root != c.dest else []]
+
+
+def _pipeline(c):
+    pieces = default_segments(c.counts) if c.segments is None else c.segments
+    return patterns.chain(c.members, c.rank, c.root, split_counts(c.counts, pieces))
+
+
+LIBRARY = (
+    "mpi"  # the all_reduce of the transport itself: not for every transport, and so not among ALGORITHMS
+)
+_PATTERNS = {
+    "all_reduce": {
+        "ring": _sum(patterns.ring_sum),
+        "doubling": _sum(patterns.doubling_sum),
+        "halving": _sum(patterns.halving_sum),
+        "tree": _sum(patterns.tree_sum),
+        "direct": _sum(patterns.direct_sum),
+        "hierarchical": _sum(patterns.hierarchical_sum),
+        LIBRARY: _sum(patterns.library_sum),
+    },
+    "reduce_scatter": {
+        "ring": lambda c: patterns.ring(c.members, c.rank, edges_of(c.counts), -1, reduce=True),
+        "direct": lambda c: patterns.direct(c.members, c.rank, edges_of(c.counts), reduce=True),
+    },
+    "all_gather": {
+        "ring": lambda c: patterns.ring(c.members, c.rank, edges_of(c.counts), 0),
+        "direct": lambda c: patterns.direct(c.members, c.rank, edges_of(c.counts)),
+    },
+    "broadcast": {"binomial": _broadcast, "chain": _pipeline},
+    "reduce": {"binomial": lambda c: patterns.undone(_broadcast(c), reduce=True)},
+    "scatter": {"direct": _scatter},
+    "gather": {"direct": lambda c: patterns.undone(_scatter(c))},
+    "all_to_all": {
+        "direct": lambda c: patterns.all_to_all(c.members, c.rank, c.counts, pairwise=False),
+        "pairwise": lambda c: patterns.all_to_all(c.members, c.rank, c.counts, pairwise=True),
+    },
+    "send": {"direct": _one_message},
+}
+
+#: What can be chosen for each operation; the first is the default.
+ALGORITHMS = {op: tuple(name for name in names if name != LIBRARY) for op, names in _PATTERNS.items()}
+
+
+class Held(NamedTuple):
+    """What a member brings to an operation and what it gets: "whole", its own "block", or, at "root" or "dest"
+    only, the whole; and the operation that takes the gradient back."""
+
+    before: str
+    after: str
+    adjoint: str
+
+
+#: The adjoint brings what the operation gets.  A value summed over all (from "whole") is one that each used.
+OPERATIONS = {
+    "send": Held("root", "dest", "send"),
+    "broadcast": Held("root", "whole", "reduce"),
+    "reduce": Held("whole", "root", "broadcast"),
+    "scatter": Held("root", "block", "gather"),
+    "gather": Held("block", "root", "scatter"),
+    "all_gather": Held("block", "whole", "reduce_scatter"),
+    "reduce_scatter": Held("whole", "block", "all_gather"),
+    "all_to_all": Held("block", "block", "all_to_all"),  # blocks along two axes
+    "all_reduce": Held("whole", "whole", "all_reduce"),  # each copy is a variable of its own
+    "reduce_from": Held("whole", "whole", "copy_to"),  # an all_reduce whose copies are one value
+    "copy_to": Held("whole", "whole", "reduce_from"),  # no message: one value enters work that is split
+}
+
+#: Operations whose buffer is cut into one block per rank (``counts``); the others take a length ``n``.
+BLOCKED = frozenset(op for op, (*held, _) in OPERATIONS.items() if held.count("block") == 1)
+
+
 def normalise(op: str, algorithm: str, p: int, counts):
     """Check the choice and return ``counts`` in the form the algorithm takes (a hashable one)."""
     if op not in ALGORITHMS:
-        raise ValueError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
-    if algorithm not in ALGORITHMS[op]:
-        raise ValueError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
+        raise InputError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
+    if algorithm not in _PATTERNS[op]:
+        raise InputError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
     if op in BLOCKED:
-        counts = split_counts(counts, p) if isinstance(counts, int) else tuple(int(c) for c in counts)
+        counts = split_counts(counts, p) if isinstance(counts, int) else tuple(map(int, counts))
         if len(counts) != p or min(counts) < 0:
-            raise ValueError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
+            raise InputError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
     elif op == "all_to_all":
         if isinstance(counts, int):  # every rank cuts its n elements evenly
             counts = (split_counts(counts, p),) * p
-        counts = tuple(tuple(int(c) for c in row) for row in counts)
+        counts = tuple(tuple(map(int, row)) for row in counts)
         if len(counts) != p or any(len(row) != p or min(row) < 0 for row in counts):
-            raise ValueError(
+            raise InputError(
                 f"all_to_all over {p} ranks needs a {p} x {p} matrix of counts >= 0, got {counts}"
             )
     else:
         counts = int(counts)
         if counts < 0:
-            raise ValueError(f"{op} needs a length >= 0, got {counts}")
+            raise InputError(f"{op} needs a length >= 0, got {counts}")
     return counts
 
 
@@ -122,7 +179,7 @@ def rounds(
     Parameters
     ----------
     op, algorithm : str
-        See :data:`ALGORITHMS`.
+        See :data:`ALGORITHMS`; also "all_reduce" by :data:`LIBRARY`.
     p, rank : int
         Number of ranks, and whose rounds.
     counts : int or sequence
@@ -148,74 +205,20 @@ def rounds(
 
     Raises
     ------
-    ValueError
+    InputError
         Unknown operation or algorithm, or counts that do not fit.
     """
     counts = normalise(op, algorithm, p, counts)
     if not 0 <= rank < p or not 0 <= root < p:
-        raise ValueError(f"rank {rank} and root {root} must be in 0..{p - 1}")
+        raise InputError(f"rank {rank} and root {root} must be in 0..{p - 1}")
     nodes = (0,) * p if nodes is None else tuple(nodes)
     if len(nodes) != p:
-        raise ValueError(f"nodes has {len(nodes)} entries for {p} ranks")
+        raise InputError(f"nodes has {len(nodes)} entries for {p} ranks")
     return _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest)
 
 
 @lru_cache(maxsize=4096)
-def _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest) -> Rounds:
-    from . import patterns
-
-    everyone = tuple(range(p))
-    if op == "all_reduce":
-        built = patterns.ALL_REDUCE[algorithm](everyone, rank, 0, counts, nodes)
-    elif op == "reduce_scatter":
-        build = patterns.ring_reduce_scatter if algorithm == "ring" else patterns.direct_reduce_scatter
-        built = build(everyone, rank, edges_of(counts))
-    elif op == "all_gather":
-        build = patterns.ring_all_gather if algorithm == "ring" else patterns.direct_all_gather
-        built = build(everyone, rank, edges_of(counts))
-    elif op == "broadcast" and algorithm == "binomial":
-        built = patterns.binomial_broadcast(everyone, rank, root, 0, counts)
-    elif op == "broadcast":
-        pieces = default_segments(counts) if segments is None else segments
-        built = patterns.chain_broadcast(everyone, rank, root, split_counts(counts, pieces))
-    elif op == "reduce":
-        built = patterns.binomial_reduce(everyone, rank, root, 0, counts)
-    elif op in ("scatter", "gather"):
-        built = patterns.to_or_from_root(op, everyone, rank, root, edges_of(counts))
-    elif op == "send":
-        built = patterns.send_to(everyone, rank, root, dest, counts)
-    else:
-        built = patterns.all_to_all(everyone, rank, counts, pairwise=algorithm == "pairwise")
+def _rounds(op, algorithm, p, *call) -> Rounds:
+    built = _PATTERNS[op][algorithm](_Call(tuple(range(p)), *call)) if p > 1 else ()
     # receives first: a message that finds its receive posted need not be buffered
-    return tuple(
-        tuple(sorted((move for move in moves if move.elements), key=lambda move: move.kind))
-        for moves in built
-    )
-
-
-def messages(op: str, algorithm: str, p: int, rank: int, counts, root: int = 0, **options) -> list[tuple]:
-    """Every message of one rank in one collective, for the planner.
-
-    Returns
-    -------
-    list of (index, count, peer, elements, kind)
-        ``index`` is the round, from 1, of ``count`` rounds; ``kind`` is "send" or "recv".  The library's own
-        all_reduce ("mpi"), whose messages cannot be seen, counts as one message to the right neighbour with
-        the elements that the ring would send.
-    """
-    if (op, algorithm) == ("all_reduce", "mpi"):
-        from . import closed_forms
-
-        neighbours = ((rank + 1) % p, rank, "send"), ((rank - 1) % p, (rank - 1) % p, "recv")
-        sizes = [closed_forms.closed_form(op, algorithm, p, sender, counts) for _, sender, _ in neighbours]
-        return [
-            (1, 1, peer, size.elements, kind)
-            for (peer, _, kind), size in zip(neighbours, sizes, strict=True)
-            if size.elements
-        ]
-    own = rounds(op, algorithm, p, rank, counts, root, **options)
-    return [
-        (index, len(own), move.peer, move.elements, move.kind)
-        for index, moves in enumerate(own, 1)
-        for move in moves
-    ]
+    return tuple(tuple(sorted((m for m in moves if m.elements), key=lambda m: m.kind)) for moves in built)

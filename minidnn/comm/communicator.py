@@ -1,26 +1,30 @@
 """What a rank sees of the others: sending, receiving, groups.
 
-A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``_wait``, ``_test``, ``_wait_any``,
-``_part`` and ``abort``; everything else is here, in :mod:`.engine` and in :mod:`.collectives`, once for all.
+A transport (:mod:`.threads`, :mod:`.mpi`) writes ``_isend``, ``_irecv``, ``_test``, ``_wait_any``, ``_part``
+and ``abort``; everything else is here, in :mod:`.engine` and in :mod:`.collectives`, once for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from minidnn.errors import InputError
 
 from .checks import check_message, check_requests
-from .engine import Engine, Note, Pending, Traffic
-from .ledger import DONE, Ledger
+from .engine import Engine, Note, Pending
+from .ledger import DONE
 
-# Tags: the user's own messages, collectives, and control (headers, splits, clocks), which no ledger counts.
-# MPI guarantees tags up to 32,767.
-USER_TAGS, COLLECTIVE_TAGS, CONTROL = 10_000, 20_000, 20_000
-EXCHANGE, HEADER, PING, MESSAGE_HEADERS = CONTROL, CONTROL + 1, CONTROL + 2, CONTROL + 3
+# Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
+# order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
+# message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
+SPACE = 1 << 16
+NAMED, SEQUENCE, CONTROL, HEADERS = SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
+EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
+LAST_TAG = HEADERS + CONTROL - 1
 
 
 class CommunicationError(RuntimeError):
@@ -58,38 +62,24 @@ class Communicator(ABC):
         Compare a header before every collective and message (:mod:`.headers`).
     """
 
+    ledger = property(
+        attrgetter("engine.ledger"), lambda self, ledger: setattr(self.engine, "ledger", ledger)
+    )
+    debug = property(attrgetter("engine.debug"), lambda self, debug: setattr(self.engine, "debug", debug))
+    traffic = property(attrgetter("engine.traffic"))
+
     def __init__(self, rank: int, ranks: Sequence[int], nodes: Sequence[int], engine: Engine | None = None):
         self.rank, self.size = rank, len(ranks)
         self.ranks, self.nodes = tuple(ranks), tuple(nodes)
         self.engine = Engine() if engine is None else engine
         self.sequence = 0
 
-    @property
-    def ledger(self) -> Ledger:
-        return self.engine.ledger
-
-    @ledger.setter
-    def ledger(self, ledger: Ledger) -> None:
-        self.engine.ledger = ledger
-
-    @property
-    def traffic(self) -> Traffic:
-        return self.engine.traffic
-
-    @property
-    def debug(self) -> bool:
-        return self.engine.debug
-
-    @debug.setter
-    def debug(self, debug: bool) -> None:
-        self.engine.debug = debug
-
     # -- messages ----------------------------------------------------------------------------------------
 
     def isend(self, array, dest: int, tag: int = 0):
         """Begin to send a contiguous array; it must not change until the request is complete.
 
-        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 9,999.  In the ledger and in a
+        Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 65,535.  In the ledger and in a
         trace the message is a "send", as that of :func:`.collectives.send` is.
 
         Raises
@@ -104,90 +94,79 @@ class Communicator(ABC):
         return self._single("recv", array, source, tag)
 
     def wait(self, requests: Sequence) -> None:
-        """Return when all requests are complete."""
+        """Return when all requests are complete; meanwhile all collectives in flight move on."""
         check_requests("wait", requests)
-        before = self.ledger.state("wait")
+        pending = self.start(iter((requests,)))
         try:
-            self._wait(requests)
+            pending.wait()
         finally:
-            self.ledger.restore(before)
-        self._complete(requests)
+            if not pending.done:  # failed: what comes later does not wait for these
+                self.engine.end(pending)
+        self._arrived(requests)
 
     def test(self, requests: Sequence) -> bool:
         """Whether all requests are complete; never waits."""
         check_requests("test", requests)
         done = self._test(requests)
         if done:
-            self._complete(requests)
+            self._arrived(requests)
         return done
 
     def _single(self, side, array, peer, tag):
-        """Post one message that is no part of a collective; count and record it, unless it is control."""
-        post = self.post_send if side == "send" else self.post_recv
+        """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
-            return post(array, peer, tag)
-        check_message(f"i{side}", array, peer, self.size, tag, USER_TAGS)
+            self.traffic.control += side == "send"
+            request = self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
+            request.note = Note("control", "direct", self.ledger.labels)
+            return request
+        check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
-        note = Note("send", "direct", ledger.labels)
-        if ledger.tracing:
-            note.record = self.record(side, note, peer, tag, block, (0, block.size))
+        cell = ledger.cell("send")
+        note = Note("send", "direct", ledger.labels, cell=cell, tracing=ledger.tracing)
         before = ledger.state("comm")
         try:
-            request = post(block, peer, tag)
+            return self.post(side, block, peer, tag, note, (0, block.size))
         finally:
             ledger.restore(before)
+
+    def _arrived(self, requests):
+        for note in {request.note for request in requests if request.note}:
+            self.arrived(note)
+
+    def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
+        """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
+        engine = self.engine
+        if engine.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
+            self.record(side, peer, tag, note, block.nbytes, block.dtype, span, block)
+        engine.traffic.count(side, block.nbytes)
+        note.count(side, block.nbytes)
+        request = self._isend(block, peer, tag) if side == "send" else self._irecv(block, peer, tag)
         request.note = note
-        cell, column = ledger.cell("send"), 0 if side == "send" else 2
-        cell[column] += 1
-        cell[column + 1] += block.nbytes
         return request
 
-    def _complete(self, requests):
-        if self.ledger.tracing:
-            for request in requests:
-                record = request.note and request.note.record
-                if record and record[DONE] is None:
-                    record[DONE] = self.ledger.clock()
+    def record(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
+        """Record this rank's end of a message in the trace."""
+        ledger, ends, difference = self.ledger, (self.ranks[self.rank], self.ranks[peer]), None
+        if side == "send" and ledger.reference is not None and block is not None:
+            difference = ledger.reference(self, note, tag, block, span)
+        how = note.op, note.algorithm, note.index, note.rounds
+        ends = ends if side == "send" else ends[::-1]
+        details = *ends, tag, nbytes, dtype.name, span, difference
+        note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
 
-    def record(self, side: str, note: Note, peer: int, tag: int, block, span: tuple[int, int]) -> list:
-        """Record this rank's end of a message in the trace; ``span`` is what it carries of a flat buffer."""
-        ends, difference = (self.ranks[self.rank], self.ranks[peer]), None
-        source, dest = ends if side == "send" else ends[::-1]
-        how = note.op, note.algorithm, note.index, note.count
-        if side == "send" and self.ledger.reference is not None:
-            difference = self.ledger.reference(self, note, tag, block, span)
-        details = source, dest, tag, block.nbytes, block.dtype.name, span, difference
-        return self.ledger.message(side, note.labels, how, self.ranks, *details)
-
-    def post_send(self, array, dest: int, tag: int):
-        """Send a flat array that :mod:`.execute` counts in the ledger, or that is control."""
-        traffic = self.engine.traffic
-        if tag < CONTROL:
-            traffic.sent_messages += 1
-            traffic.sent_bytes += array.nbytes
-        else:
-            traffic.control += 1
-        return self._isend(array, dest, tag)
-
-    def post_recv(self, array, source: int, tag: int):
-        """Receive what :meth:`post_send` sends."""
-        traffic = self.engine.traffic
-        if tag < CONTROL:
-            traffic.received_messages += 1
-            traffic.received_bytes += array.nbytes
-        return self._irecv(array, source, tag)
+    def arrived(self, note: Note) -> None:
+        """The messages of a note are complete: their records, too."""
+        for record in note.records:
+            record[DONE] = self.ledger.clock()
+        note.records = ()
 
     @abstractmethod
     def _isend(self, array, dest, tag):
-        """What :meth:`isend` does, in this transport."""
+        """What :meth:`isend` does, in this transport; the request has a place for a ``note``."""
 
     @abstractmethod
     def _irecv(self, array, source, tag):
         """What :meth:`irecv` does, in this transport."""
-
-    @abstractmethod
-    def _wait(self, requests: Sequence) -> None:
-        """What :meth:`wait` does, in this transport."""
 
     @abstractmethod
     def _wait_any(self, groups: Sequence[Sequence]) -> list[int]:
@@ -207,9 +186,16 @@ class Communicator(ABC):
 
     # -- collectives in flight ---------------------------------------------------------------------------
 
-    def start(self, generator: Generator) -> Pending:
-        """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once."""
-        return self.engine.start(self, generator)
+    def start(self, generator: Iterator, tag: int | None = None) -> Pending:
+        """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once.
+
+        Collectives are paired by their order: every member starts the same ones, one after the other.  With
+        a ``tag``, of 0 ... 65,535, they are paired by that, whatever the order; two that are in flight at
+        the same time need two.
+        """
+        if tag is not None and not 0 <= tag < SPACE:
+            raise ValueError(f"start: tag {tag}, expected one of 0 ... {SPACE - 1}")
+        return self.engine.start(self, generator, tag)
 
     def alive(self) -> None:
         """Tell the guard that watches for stalls, if there is one, that this rank goes on."""
@@ -220,17 +206,20 @@ class Communicator(ABC):
         self.engine.progress()
 
     def next_tag(self) -> int:
-        """The tag of the next collective; the same on all members, as they start the same ones in order."""
+        """The tag of the collective that begins: its own, or the next; the same on all members."""
+        running = self.engine.running
+        if running is not None and running.tag is not None:
+            return NAMED + running.tag
         self.sequence += 1
-        return USER_TAGS + self.sequence % (COLLECTIVE_TAGS - USER_TAGS)
+        return SEQUENCE + self.sequence % SPACE
 
     # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
 
-    def exchange(self, values, tag: int = EXCHANGE) -> np.ndarray:
+    def exchange(self, values, tag: int = EXCHANGE, op: str = "exchange") -> np.ndarray:
         """Every member's array of the same shape and dtype, stacked in order of rank."""
-        return self.start(self.exchanging(values, tag)).wait()
+        return self.start(self.exchanging(values, tag, Note(op, "direct", self.ledger.labels))).wait()
 
-    def exchanging(self, values, tag: int = EXCHANGE, note: Note | None = None) -> Generator:
+    def exchanging(self, values, tag: int, note: Note) -> Generator:
         """The steps of :meth:`exchange`."""
         own = np.ascontiguousarray(values)
         everyone = np.empty((self.size, *own.shape), own.dtype)
@@ -243,14 +232,22 @@ class Communicator(ABC):
         yield requests
         return everyone
 
+    def exchange_texts(self, text: str) -> list[str]:
+        """Every member's text, in order of rank."""
+        raw = np.frombuffer(text.encode(), np.uint8)
+        lengths = self.exchange(np.array([raw.size]))[:, 0]
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: raw.size] = raw
+        return [bytes(row[:n]).decode() for row, n in zip(self.exchange(padded), lengths, strict=True)]
+
     def barrier(self) -> None:
         """Return when every member has come here."""
-        self.exchange(np.zeros(1, np.int8))
+        self.exchange(np.zeros(1, np.int8), op="barrier")
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Communicators of the members of equal colour, in order of key, then rank; None for colour None."""
         wish = [-1 if color is None else int(color), int(key)]
-        table = self.exchange(np.array(wish, np.int64))
+        table = self.exchange(np.array(wish, np.int64), op="split")
         self.sequence += 1
         if color is None:
             return self._part(None, (), self.sequence)

@@ -4,9 +4,7 @@ A collective is a generator that posts messages, yields their requests, and goes
 its return value is the result.  So any number of collectives can be in flight at once:
 :meth:`.Communicator.start` begins one, :meth:`.Communicator.progress` moves on all whose messages have
 arrived, and ``pending.wait()`` sees one to its end (moving on the others meanwhile, since the ranks it
-waits for may be waiting for those).  Each collective takes its tag from the communicator's sequence
-counter.  Every rank starts the same collectives in the same order, so the tags agree without a word being
-sent.
+waits for may be waiting for those).  Waiting for single messages is the same: a collective of one round.
 """
 
 from __future__ import annotations
@@ -27,11 +25,14 @@ class Traffic:
         self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
         self.control = 0  # messages of the machinery itself
 
-    def count(self, sent_messages, sent_bytes, received_messages, received_bytes) -> None:
-        self.sent_messages += sent_messages
-        self.sent_bytes += sent_bytes
-        self.received_messages += received_messages
-        self.received_bytes += received_bytes
+    def count(self, side: str, nbytes: int) -> None:
+        """One message, of which this rank is the "send" or the "recv" side."""
+        if side == "send":
+            self.sent_messages += 1
+            self.sent_bytes += nbytes
+        else:
+            self.received_messages += 1
+            self.received_bytes += nbytes
 
     def totals(self) -> tuple[int, int, int, int]:
         """Messages sent, bytes sent, messages received, bytes received."""
@@ -39,31 +40,45 @@ class Traffic:
 
 
 class Note:
-    """What a message is part of, to be put into words only when something has gone wrong."""
+    """What a message is part of: to be put into words when something has gone wrong, and to be counted there.
 
-    __slots__ = ("algorithm", "count", "index", "labels", "op", "record")
+    ``cell`` are the ledger's counters, ``records`` those of its messages in a trace that are not complete.
+    """
 
-    def __init__(self, op, algorithm, labels, index=1, count=1):
-        self.op, self.algorithm, self.labels, self.index, self.count = op, algorithm, labels, index, count
-        self.record = None  # of a single message in a trace, to be completed when it has arrived
+    __slots__ = ("algorithm", "cell", "index", "labels", "op", "records", "rounds")
+
+    def __init__(self, op, algorithm, labels, index=1, rounds=1, cell=None, tracing=False):
+        self.op, self.algorithm, self.labels, self.index, self.rounds = op, algorithm, labels, index, rounds
+        self.cell, self.records = cell, [] if tracing else ()
+
+    def count(self, side: str, nbytes: int) -> None:
+        """One message, in the ledger."""
+        cell, column = self.cell, 0 if side == "send" else 2
+        cell[column] += 1
+        cell[column + 1] += nbytes
 
     def __str__(self):
-        parts = [f"{self.op} {self.algorithm} round {self.index}/{self.count}"]
+        parts = [f"{self.op} {self.algorithm} round {self.index}/{self.rounds}"]
         labels = self.labels._asdict().items()
         parts += [f"{name} {value}" for name, value in labels if value not in ("", None)]
         return ", ".join(parts)
 
 
 class Pending:
-    """A collective in flight."""
+    """A collective in flight.
 
-    __slots__ = ("_engine", "_generator", "comm", "done", "labels", "requests", "result")
+    ``tag`` names it, where not the order of starting does; ``requests`` is what it waits for, None while it runs.
+    """
 
-    def __init__(self, engine, comm, generator):
-        self._engine, self._generator, self.comm = engine, generator, comm
-        self.labels = comm.ledger.labels
-        self.requests: Sequence = ()
-        self.done, self.result = False, None
+    __slots__ = "_engine _generator _running _waiting comm done error labels requests result tag".split()
+
+    def __init__(self, engine, comm, generator, tag):
+        ledger = engine.ledger
+        self._engine, self._generator, self.comm, self.tag = engine, generator, comm, tag
+        self.labels = ledger.labels
+        self._running, self._waiting = ledger.place("comm", self.labels), ledger.place("wait", self.labels)
+        self.requests: Sequence | None = None
+        self.done, self.result, self.error = False, None, None
 
     def test(self) -> bool:
         """Move on what can be moved on, and say whether this one is complete."""
@@ -72,9 +87,11 @@ class Pending:
         return self.done
 
     def wait(self) -> Any:
-        """See it to its end and return its result."""
+        """See it to its end and return its result, or raise what it failed with."""
         if not self.done:
             self._engine.finish(self)
+        if self.error is not None:
+            raise self.error
         return self.result
 
 
@@ -88,13 +105,14 @@ class Engine:
         self.debug = False
         self.groups: list = []  # this rank's communicators, where a transport wants to know them
         self.pending: list[Pending] = []
+        self.running: Pending | None = None  # whose generator runs at the moment
         self.scratch: dict = {}
         self.link = None  # what minidnn.comm.tuning measured, for "auto"
         self.departed: set[int] = set()  # world ranks known to have finished
         self.find_departed: Callable[[], None] = lambda: None  # brings that up to date; the guard's
 
-    def start(self, comm, generator) -> Pending:
-        pending = Pending(self, comm, generator)
+    def start(self, comm, generator, tag=None) -> Pending:
+        pending = Pending(self, comm, generator, tag)
         if not self.pending:
             self.ledger.flying(True)
         self.pending.append(pending)
@@ -104,22 +122,25 @@ class Engine:
     def _advance(self, pending) -> None:
         """Run the generator to its next yield; its own labels apply, and its time counts as communication."""
         ledger = self.ledger
-        labels, ledger.labels = ledger.labels, pending.labels
-        before = ledger.state("comm", labels=pending.labels)
+        outside = ledger.labels, self.running
+        ledger.labels, self.running, pending.requests = pending.labels, pending, None
+        before = ledger.restore(pending._running)
         try:
             pending.requests = next(pending._generator)
         except StopIteration as stop:
-            self._end(pending)
             pending.result = stop.value
-        except BaseException:
-            self._end(pending)
+            self.end(pending)
+        except BaseException as error:
+            pending.error = error
+            self.end(pending)
             raise
         finally:
             ledger.restore(before)
-            ledger.labels = labels
+            ledger.labels, self.running = outside
 
-    def _end(self, pending):
-        pending.done, pending.requests = True, ()
+    def end(self, pending) -> None:
+        """It is complete, or given up."""
+        pending.done = True
         self.pending.remove(pending)
         if not self.pending:
             self.ledger.flying(False)
@@ -127,21 +148,18 @@ class Engine:
     def progress(self) -> None:
         """Move on every collective whose messages have arrived; never waits."""
         for pending in self.pending.copy():
-            while not pending.done and pending.comm._test(pending.requests):
+            while pending.requests is not None and pending.comm._test(pending.requests):
                 self._advance(pending)
 
     def finish(self, pending) -> None:
+        """Wait until a collective is complete; meanwhile all others move on."""
         while not pending.done:
-            before = self.ledger.state("wait", labels=pending.labels)
+            flying = [each for each in self.pending if each.requests is not None]
+            before = self.ledger.restore(pending._waiting)
             try:
-                if len(self.pending) == 1:
-                    pending.comm._wait(pending.requests)
-                    ready = (pending,)
-                else:
-                    flying = self.pending.copy()
-                    ready = [flying[i] for i in pending.comm._wait_any([each.requests for each in flying])]
+                ready = pending.comm._wait_any([each.requests for each in flying])
             finally:
                 self.ledger.restore(before)
-            for each in ready:
-                if not each.done:
+            for each in [flying[i] for i in ready]:
+                if each.requests is not None:
                     self._advance(each)

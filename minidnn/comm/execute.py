@@ -1,4 +1,4 @@
-"""Executing the rounds of a collective: posting, counting, recording, adding up."""
+"""Executing a collective by its rounds: header check, posting, counting, adding up."""
 
 from __future__ import annotations
 
@@ -6,57 +6,62 @@ from collections.abc import Generator
 
 from minidnn.backend import array_module
 
-from .algorithms import Rounds
-from .closed_forms import closed_form
+from . import headers
+from .algorithms import LIBRARY, Rounds, rounds
 from .communicator import Communicator, Note
-from .ledger import DONE
 
 
-def execute(comm: Communicator, op: str, algorithm: str, own: Rounds, outbox, inbox, base, tag):
+def collective(
+    comm: Communicator, op, algorithm, counts, outbox, inbox, base=0, root=0, segments=None
+) -> Generator:
+    """The steps of one collective whose rounds are looked up; the buffers are those of :func:`execute`."""
+    # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
+    tag = comm.next_tag()
+    if comm.debug:
+        check = headers.check(comm, op, algorithm, outbox.dtype, counts, root, tag)
+        if algorithm == LIBRARY:  # at once: the library pairs its calls by their order
+            for requests in check:
+                comm.wait(requests)
+        else:
+            yield from check
+    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes, segments=segments)
+    if algorithm == LIBRARY and own:
+        yield from _library(comm, own, inbox, tag)
+    else:
+        yield from execute(comm, op, algorithm, own, outbox, inbox, base, tag)
+
+
+def execute(comm: Communicator, op, algorithm, own: Rounds, outbox, inbox, base, tag) -> Generator:
     """Send and receive one rank's rounds: sends read ``outbox``, receives write (or are added to) ``inbox``.
 
     Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
     they are one and the same.
     """
-    ledger, labels = comm.ledger, comm.ledger.labels
-    xp, cell = array_module(inbox), ledger.cell(op, labels)
-    need = max((sum(m.elements for m in moves if m.reduce) for moves in own), default=0)
-    scratch = _borrow(comm, xp, inbox.dtype, need)
+    ledger, xp = comm.ledger, array_module(inbox)
+    labels, cell = ledger.labels, ledger.cell(op)
+    # kept between collectives: fresh pages cost as much as the sum
+    scratch = comm.engine.scratch.setdefault((xp.__name__, inbox.dtype), [])
     for index, moves in enumerate(own, 1):
         if not moves:
             continue
-        note = Note(op, algorithm, labels, index, len(own))
-        requests, additions, records, used = [], [], [], 0
+        note = Note(op, algorithm, labels, index, len(own), cell, ledger.tracing)
+        requests, additions = [], []
         for move in moves:
-            span = slice(move.start - base, move.stop - base)
-            if move.kind == "send":
-                block, post, column = outbox[span], comm.post_send, 0
-            else:
-                post, column = comm.post_recv, 2
-                if move.reduce:
-                    block = scratch[used : used + move.elements]
-                    used += move.elements
-                    additions.append((inbox[span], block))
-                else:
-                    block = inbox[span]
-            if ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
-                records.append(comm.record(move.kind, note, move.peer, tag, block, (move.start, move.stop)))
-            request = post(block, move.peer, tag)
-            request.note = note
-            requests.append(request)
-            cell[column] += 1
-            cell[column + 1] += block.nbytes
+            start, stop = move.start, move.stop
+            block = (outbox if move.kind == "send" else inbox)[start - base : stop - base]
+            if move.reduce:
+                additions.append((block, _borrow(scratch, xp, inbox.dtype, block.size)))
+                block = additions[-1][1][: block.size]
+            requests.append(comm.post(move.kind, block, move.peer, tag, note, (start, stop)))
         yield requests
-        for record in records:
-            record[DONE] = ledger.clock()
+        comm.arrived(note)
         for target, block in additions:
-            xp.add(target, block, out=target)
-    _give_back(comm, xp, scratch)
+            xp.add(target, block[: target.size], out=target)
+            scratch.append(block)
 
 
-def _borrow(comm, xp, dtype, n):
-    """Scratch of at least n elements, kept between collectives: fresh pages cost as much as the sum."""
-    kept = comm.engine.scratch.setdefault((xp.__name__, dtype), [])
+def _borrow(kept, xp, dtype, n):
+    """An array of at least n elements."""
     for i, array in enumerate(kept):
         if array.size >= n:
             return kept.pop(i)
@@ -65,36 +70,19 @@ def _borrow(comm, xp, dtype, n):
     return xp.empty(n, dtype)
 
 
-def _give_back(comm, xp, scratch):
-    comm.engine.scratch[xp.__name__, scratch.dtype].append(scratch)
+def _library(comm, own: Rounds, flat, tag) -> Generator:
+    """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
 
-
-def library_all_reduce(comm: Communicator, flat, tag: int) -> Generator:
-    """The steps of the transport's own all_reduce, counted and recorded.
-
-    What the library sends cannot be seen: it appears as one message to the right neighbour, of the bytes
-    that the ring would send, which is the least that any algorithm can.  The transport's counters, which
-    cannot see it either, are told the same.
+    The transport's counters, which cannot see what the library sends either, are told the same.
     """
-    ledger, labels = comm.ledger, comm.ledger.labels
-    left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-    sent, received = (
-        closed_form("all_reduce", "mpi", comm.size, rank, flat.size).elements * flat.itemsize
-        for rank in (comm.rank, left)
-    )
-    records = []
-    if flat.size:
-        comm.traffic.count(1, sent, 1, received)
-        cell = ledger.cell("all_reduce", labels)
-        cell[:] = [old + new for old, new in zip(cell, (1, sent, 1, received), strict=True)]
-    if ledger.tracing and flat.size:
-        me = comm.ranks[comm.rank]
-        for side, ends, size in (
-            ("send", (me, comm.ranks[right]), sent),
-            ("recv", (comm.ranks[left], me), received),
-        ):
-            details = *ends, tag, size, flat.dtype.name, (0, flat.size)
-            records.append(ledger.message(side, labels, ("all_reduce", "mpi", 1, 1), comm.ranks, *details))
+    ledger = comm.ledger
+    labels, cell = ledger.labels, ledger.cell("all_reduce")
+    note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
+    for move in (move for moves in own for move in moves):
+        nbytes = move.elements * flat.itemsize
+        comm.traffic.count(move.kind, nbytes)
+        note.count(move.kind, nbytes)
+        if ledger.tracing:
+            comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))
     yield from comm.library_all_reduce(flat)
-    for record in records:
-        record[DONE] = ledger.clock()
+    comm.arrived(note)

@@ -12,7 +12,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from .communicator import HEADER, MESSAGE_HEADERS, Note, ProtocolError
+from .communicator import HEADERS, NAMED, SEQUENCE, Note, ProtocolError
 
 SIZE = 256  # bytes of a header
 FIELDS = ("call number", "operation", "algorithm", "dtype", "elements", "counts", "root", "layer", "phase")
@@ -20,7 +20,7 @@ SHOWN = 40  # characters of the counts that a complaint shows
 SEPARATOR = "\x1f"
 
 
-def check(comm, op, algorithm, dtype, counts, root) -> Generator:
+def check(comm, op, algorithm, dtype, counts, root, tag) -> Generator:
     """The steps of the comparison before a collective.
 
     Raises
@@ -28,56 +28,55 @@ def check(comm, op, algorithm, dtype, counts, root) -> Generator:
     ProtocolError
         On every rank, when the headers are not all alike.
     """
-    own = _header(comm, comm.sequence, op, algorithm, dtype, counts, root)
-    table = yield from comm.exchanging(own, HEADER, Note(op, algorithm, comm.ledger.labels))
+    number = tag - SEQUENCE if tag >= SEQUENCE else f"named {tag - NAMED}"
+    own = _header(comm, number, op, algorithm, dtype, counts, root)
+    table = yield from comm.exchanging(own, HEADERS + tag, Note(op, algorithm, comm.ledger.labels))
     texts = [_fields(row) for row in table]
     differing = [name for k, name in enumerate(FIELDS) if len({text[k] for text in texts}) > 1]
     if differing:
         raise ProtocolError(_complaint(comm, texts, differing))
 
 
-def check_message(comm, work, source, dest, tag) -> Generator:
-    """The steps of the comparison before a single message: the sender's header goes ahead of it.
+def check_messages(comm, moves, dtype, tag) -> Generator:
+    """The steps of the comparison before single messages: the sender's header goes ahead of each.
 
     Raises
     ------
     ProtocolError
         On the receiver, when it expects something else.
     """
-    sending = comm.rank == source
-    own = _header(comm, tag, "send", "direct", work.dtype, work.size, source)
-    theirs = np.empty_like(own)
-    if sending:
-        request = comm.isend(own, dest, MESSAGE_HEADERS + tag)
-    else:
-        request = comm.irecv(theirs, source, MESSAGE_HEADERS + tag)
-    request.note = Note("send", "direct", comm.ledger.labels)
-    yield [request]
-    if sending:
-        return
-    # a send and its receive are on different layers of a split model: only the data must agree
-    sent, wanted = _fields(theirs), _fields(own)
-    differing = [name for k, name in enumerate(FIELDS[:6]) if sent[k] != wanted[k]]
-    if differing:
-        named = ["tag" if name == "call number" else name for name in differing]
-        raise ProtocolError(
-            f"rank {comm.ranks[comm.rank]} receives from rank {comm.ranks[source]}, and they differ in "
-            f"{', '.join(named)}: sent {_describe(sent)}; expected {_describe(wanted)}"
-        )
+    requests, received = [], []
+    for move in moves:
+        sending = move.kind == "send"
+        own = _header(comm, tag, "send", "direct", dtype, move.elements, comm.rank if sending else move.peer)
+        if sending:
+            requests.append(comm.isend(own, move.peer, HEADERS + tag))
+        else:
+            received.append((move.peer, own, np.empty_like(own)))
+            requests.append(comm.irecv(received[-1][2], move.peer, HEADERS + tag))
+        requests[-1].note = Note("send", "direct", comm.ledger.labels)
+    yield requests
+    for source, own, theirs in received:
+        # a send and its receive are on different layers of a split model: only the data must agree
+        sent, wanted = _fields(theirs), _fields(own)
+        differing = [name for k, name in enumerate(FIELDS[:6]) if sent[k] != wanted[k]]
+        if differing:
+            named = ["tag" if name == "call number" else name for name in differing]
+            raise ProtocolError(
+                f"rank {comm.ranks[comm.rank]} receives from rank {comm.ranks[source]}, and they differ in "
+                f"{', '.join(named)}: sent {_describe(sent)}; expected {_describe(wanted)}"
+            )
 
 
-def _header(comm, sequence, op, algorithm, dtype, counts, root) -> np.ndarray:
+def _header(comm, number, op, algorithm, dtype, counts, root) -> np.ndarray:
     labels = comm.ledger.labels
     elements = counts if isinstance(counts, int) else sum(np.ravel(counts).tolist())
     sizes = repr(counts)
     if len(sizes) > SHOWN:
         sizes = f"{sizes[:SHOWN]}... (digest {zlib.crc32(sizes.encode()):08x})"
-    fields = [sequence, op, algorithm, np.dtype(dtype).name, elements, sizes, root]
+    fields = [number, op, algorithm, np.dtype(dtype).name, elements, sizes, root]
     text = SEPARATOR.join(map(str, [*fields, labels.layer[:60], labels.phase[:20]]))
-    header = np.zeros(SIZE, np.uint8)
-    data = text.encode()[:SIZE]
-    header[: len(data)] = np.frombuffer(data, np.uint8)
-    return header
+    return np.frombuffer(text.encode()[:SIZE].ljust(SIZE, b"\0"), np.uint8)
 
 
 def _fields(header) -> list[str]:
@@ -85,21 +84,17 @@ def _fields(header) -> list[str]:
 
 
 def _describe(fields) -> str:
-    named = dict(zip(FIELDS, fields, strict=True))
-    text = f"{named['operation']} {named['algorithm']} of {named['elements']} {named['dtype']}"
-    if named["counts"] != named["elements"]:
-        text += f" in blocks {named['counts']}"
-    text += f", root {named['root']}"
-    text += "".join(f", {name} {named[name]}" for name in ("layer", "phase") if named[name])
-    return f"{text} (call {named['call number']})"
+    number, op, algorithm, dtype, elements, counts, root, layer, phase = fields
+    text = f"{op} {algorithm} of {elements} {dtype}" + f" in blocks {counts}" * (counts != elements)
+    text += f", root {root}" + f", layer {layer}" * bool(layer) + f", phase {phase}" * bool(phase)
+    return f"{text} (call {number})"
 
 
 def _complaint(comm, texts, differing) -> str:
-    lines = [f"the ranks differ in {', '.join(differing)}"]
     groups: dict[tuple, list[int]] = {}
     for rank, text in zip(comm.ranks, texts, strict=True):
         groups.setdefault(tuple(text), []).append(rank)
+    lines = [f"the ranks differ in {', '.join(differing)}"]
     for text, ranks in groups.items():
-        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-        lines.append(f"  {who}: {_describe(text)}")
+        lines.append(f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {_describe(text)}")
     return "\n".join(lines)

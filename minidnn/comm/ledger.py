@@ -36,7 +36,7 @@ class Labels(NamedTuple):
 
 #: The fields of a message record, in the order in which :meth:`Ledger.message` stores them.
 MESSAGE_FIELDS = (
-    *("kind", "side", "step", "phase", "layer", "tensor", "chunk", "cause"),
+    *("kind", "side", *Labels._fields),
     *("op", "algorithm", "index", "count", "group", "source", "dest", "tag"),
     *("bytes", "dtype", "start", "stop", "posted", "done", "difference"),
 )
@@ -113,26 +113,27 @@ class Ledger:
 
     # -- time --------------------------------------------------------------------------------------------
 
-    def state(
-        self,
-        state: str,
-        layer: str | None = None,
-        phase: str | None = None,
-        flops: int = 0,
-        labels: Labels | None = None,
-    ) -> tuple:
-        """Leave the present state and enter another, described by the labels (default: the present ones).
-
-        ``layer`` and ``phase`` override the labels'; ``flops`` is what the new span will compute.  Returns
-        the state left, for :meth:`restore`.
-        """
-        labels = self.labels if labels is None else labels
+    def place(self, state: str, labels: Labels, layer: str | None = None, phase: str | None = None) -> tuple:
+        """A state under the given labels, for :meth:`restore`; ``layer`` and ``phase`` override the labels'."""
         key = state, labels.layer if layer is None else layer, labels.phase if phase is None else phase
-        return self._switch((key, (labels.chunk, labels.step)), flops)
+        return key, (labels.chunk, labels.step)
 
-    def restore(self, state: tuple) -> None:
-        """Go back to a state that :meth:`state` returned."""
-        self._switch(state, 0)
+    def state(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0) -> tuple:
+        """Leave the present state and enter another, under the present labels.
+
+        ``flops`` is what the new span will compute.  Returns the state left, for :meth:`restore`.
+        """
+        return self.restore(self.place(state, self.labels, layer, phase), flops)
+
+    def restore(self, place: tuple, flops: int = 0) -> tuple:
+        """Enter a state that :meth:`state` or :meth:`place` returned; returns the one left."""
+        now, old, since = self.clock(), self._now, self._since
+        seconds, key = self.seconds, old[0]
+        seconds[key] = seconds.get(key, 0.0) + (now - since)
+        if self.tracing:
+            self._records.append(("span", *key, *old[1], since, now, self._flops))
+        self._now, self._since, self._flops = place, now, flops
+        return old
 
     @contextmanager
     def during(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0):
@@ -141,20 +142,11 @@ class Ledger:
         try:
             yield self
         finally:
-            self._switch(before, 0)
-
-    def _switch(self, new, flops):
-        now, old, since = self.clock(), self._now, self._since
-        seconds, key = self.seconds, old[0]
-        seconds[key] = seconds.get(key, 0.0) + (now - since)
-        if self.tracing:
-            self._records.append(("span", *key, *old[1], since, now, self._flops))
-        self._now, self._since, self._flops = new, now, flops
-        return old
+            self.restore(before)
 
     def times(self) -> dict[tuple[str, str, str], float]:
         """Seconds by (state, layer, phase), up to now; their sum is the time since the ledger was made."""
-        self._switch(self._now, 0)
+        self.restore(self._now)
         return dict(self.seconds)
 
     def flying(self, any_collective: bool) -> None:
@@ -172,26 +164,22 @@ class Ledger:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def cell(self, op: str, labels: Labels | None = None) -> list[int]:
-        """The counters of an operation under the given labels (default: the present ones), to add to."""
-        labels = self.labels if labels is None else labels
-        key = (labels.layer, labels.phase, op)
+    def cell(self, op: str) -> list[int]:
+        """The counters of an operation under the present labels, to add to."""
+        key = (self.labels.layer, self.labels.phase, op)
         cell = self.traffic.get(key)
         if cell is None:
             cell = self.traffic[key] = [0, 0, 0, 0]
         return cell
 
-    def message(
-        self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference=None
-    ) -> list:
+    def message(self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference) -> list:
         """Record one end of one message (only while tracing).
 
         ``how`` is (op, algorithm, round, of how many rounds); ``span`` is the element slice (start, stop).
         Returns the record, a list whose entry ``DONE`` the caller fills in when the message is complete.
         """
-        step, phase, layer, tensor, chunk, cause = labels
-        record = ["message", side, step, phase, layer, tensor, chunk, cause, *how, group, source, dest, tag]
-        record += [nbytes, dtype, *span, self.clock(), None, difference]
+        record = ["message", side, *labels, *how, group, source, dest, tag, nbytes, dtype, *span]
+        record += [self.clock(), None, difference]
         self._records.append(record)
         return record
 
@@ -228,7 +216,7 @@ class Ledger:
     def _relabel(self, step):
         self.labels = self.labels._replace(step=step)
         key, (chunk, _) = self._now
-        self._switch((key, (chunk, step)), 0)
+        self.restore((key, (chunk, step)))
 
     def note(self, kind: str, **fields) -> None:
         """Record something else, as "memory" is; the step and the time are added."""

@@ -25,7 +25,7 @@ from minidnn._blas import cores
 from minidnn.backend import array_module, is_array
 from minidnn.errors import InputError
 
-from .communicator import CommunicationError, Communicator, Engine, Note, StallError
+from .communicator import LAST_TAG, CommunicationError, Communicator, Engine, Note, StallError
 from .ledger import Ledger
 
 #: Set by the launchers of MPICH and its kin, Open MPI, Slurm with PMIx, and PALS.
@@ -97,6 +97,8 @@ class MPICommunicator(Communicator):
         """From an mpi4py communicator, which is duplicated so that no message of others can get in."""
         from mpi4py import MPI
 
+        if (tags := world.Get_attr(MPI.TAG_UB)) < LAST_TAG:
+            raise InputError(f"this MPI library has tags up to {tags}; minidnn needs them up to {LAST_TAG}")
         comm = world.Dup()
         on_node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         leaders = comm.allgather(on_node.bcast(comm.Get_rank()))
@@ -141,9 +143,6 @@ class MPICommunicator(Communicator):
         return self._device
 
     # -- waiting -----------------------------------------------------------------------------------------
-
-    def _wait(self, requests):
-        self._wait_any((requests,))
 
     def _test(self, requests):
         open_requests = [request for request in requests if not request.done]

@@ -167,9 +167,6 @@ class ThreadCommunicator(Communicator):
         key = (self.context, self.ranks[source], self.ranks[self.rank], tag)
         return self.hub.post(Request("recv", array, key))
 
-    def _wait(self, requests):
-        self.hub.wait_any(self.ranks[self.rank], (requests,))
-
     def _wait_any(self, groups):
         return self.hub.wait_any(self.ranks[self.rank], groups)
 

@@ -57,6 +57,7 @@ def _round_time(moves, link) -> float:
     )
 
 
+@lru_cache(maxsize=1024)
 def choose(p: int, nbytes: int, link: Link | None = None, nodes: tuple | None = None) -> str:
     """The all_reduce that the model expects to be the fastest; every rank of a group comes to the same."""
     candidates = CANDIDATES + (("hierarchical",) if nodes is not None and len(set(nodes)) > 1 else ())

@@ -34,19 +34,11 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
     everyone = comm.exchange(np.array([_digest(text) for text in texts.values()], np.int64))
     for i, (name, text) in enumerate(texts.items()):
         if (everyone[:, i] != everyone[0, i]).any():
-            raise InputError(_complaint(name, _everyones(comm, text)))
+            raise InputError(_complaint(name, comm.exchange_texts(text)))
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-def _everyones(comm: Communicator, text: str) -> list[str]:
-    raw = np.frombuffer(text.encode(), np.uint8)
-    lengths = comm.exchange(np.array([raw.size]))[:, 0]
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: raw.size] = raw
-    return [bytes(row[:n]).decode() for row, n in zip(comm.exchange(padded), lengths, strict=True)]
 
 
 def _complaint(name: str, texts: list[str]) -> str:

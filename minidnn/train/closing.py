@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -132,16 +133,5 @@ def _word(ok: bool) -> str:
 
 def _all_keys(comm: Communicator, keys: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """The keys of all ranks, in the order of the first rank that has them."""
-    counts = comm.exchange(np.array([len(keys)]))[:, 0]
-    width = max((len(text.encode()) for key in keys for text in key), default=0)
-    width = int(comm.exchange(np.array([width])).max())
-    block = np.zeros((int(counts.max()), 3, width), np.uint8)
-    for i, key in enumerate(keys):
-        for j, text in enumerate(key):
-            raw = np.frombuffer(text.encode(), np.uint8)
-            block[i, j, : len(raw)] = raw
-    found: dict[tuple[str, str, str], None] = {}
-    for rank, theirs in enumerate(comm.exchange(block)):
-        for i in range(counts[rank]):
-            found[tuple(bytes(t).rstrip(b"\0").decode() for t in theirs[i])] = None
-    return list(found)
+    everyone = [json.loads(text) for text in comm.exchange_texts(json.dumps(keys))]
+    return list(dict.fromkeys(tuple(key) for theirs in everyone for key in theirs))

@@ -21,10 +21,10 @@ from ..backend import to_host
 from ..comm.communicator import Communicator
 from ..comm.engine import Note
 from ..comm.ledger import Labels
-from ..comm.provenance import provenance
 from ..parallel import Executor
 from ..parallel.move import layout
 from ..parallel.plan import Bucket, Exchange
+from ..report.provenance import provenance
 from .reference import Reference
 
 SUMS = ("all_reduce", "reduce_scatter", "reduce")
@@ -64,7 +64,7 @@ class Comparison:
 
         One that is not finite is the largest float: JSON knows no infinity.
         """
-        before = comm.ledger.state("other", labels=note.labels)
+        before = comm.ledger.restore(comm.ledger.place("other", note.labels))
         key = note.labels, tag
         if key not in self.expected:
             self.expected[key] = self._expect(comm, note.labels)

@@ -1,14 +1,14 @@
 """Whose contributions are in which chunk, round by round: a collective executed on sets instead of numbers.
 
 This is the proof that an algorithm is right (every rank's contribution arrives everywhere, and none is
-added twice) and the explanation of how it works; :mod:`.explain` prints and draws it.
+added twice) and the explanation of how it works; :mod:`.collective` prints and draws it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .algorithms import BLOCKED, Rounds, edges_of, normalise, rounds
+from minidnn.comm.algorithms import BLOCKED, Rounds, edges_of, normalise, rounds
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from math import ceil
 
+from minidnn.comm.algorithms import ALGORITHMS
 from minidnn.errors import InputError
 
-from .algorithms import ALGORITHMS, normalise
-from .closed_forms import closed_form
+from .bandwidth import lower_bound
 from .provenance import Provenance, provenance
 
 #: What can be explained: all_to_all adds nothing up, and a single message explains itself.
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> str:
     InputError
         An unknown algorithm, or options that do not fit it.
     """
-    history, options = _history(args)
-    text = table(history) + "\n\n" + costs(history, options)
+    history = _history(args)
+    text = table(history) + "\n\n" + costs(history)
     if args.plot:
         figure(history).savefig(args.plot, dpi=150, bbox_inches="tight")
         text += f"\ndrawn to {args.plot}"
@@ -65,7 +65,7 @@ def _history(args):
         if args.algorithm == "hierarchical":
             default = [2 * rank // args.ranks for rank in range(args.ranks)]  # two nodes
             options["nodes"] = tuple(map(int, args.nodes.split(",")) if args.nodes else default)
-        return provenance(ops[0], args.algorithm, args.ranks, n, **options), options
+        return provenance(ops[0], args.algorithm, args.ranks, n, **options)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -105,29 +105,23 @@ def _messages(history, index) -> list[str]:
     for rank, own in enumerate(history.rounds):
         for move in own[index]:
             if move.kind == "send":
-                adding = any(
-                    m.reduce and m.peer == rank and m.start == move.start
-                    for m in history.rounds[move.peer][index]
-                    if m.kind == "recv"
-                )
+                there = (m for m in history.rounds[move.peer][index] if m.kind == "recv")
+                adding = any(m.reduce and m.peer == rank and m.start == move.start for m in there)
                 what = "which adds it" if adding else "which keeps it"
                 lines.append(f"{rank} sends [{move.start}:{move.stop}] to {move.peer}, {what}")
     return lines or ["nothing is sent"]
 
 
-def costs(history: Provenance, options: dict) -> str:
+def costs(history: Provenance) -> str:
     """Messages and elements that each rank sends, and the least that any algorithm must."""
     p, n = len(history.rounds), history.edges[-1]
-    counts = normalise(history.op, history.algorithm, p, n)
     lines = ["sent        messages  elements"]
-    for rank in range(p):
-        cost = closed_form(history.op, history.algorithm, p, rank, counts, **options)
-        lines.append(f"  rank {rank:<5}{cost.messages:>7}{cost.elements:>10}")
+    for rank, own in enumerate(history.rounds):
+        sent = [move.elements for moves in own for move in moves if move.kind == "send"]
+        lines.append(f"  rank {rank:<5}{len(sent):>7}{sum(sent):>10}")
     if history.op == "all_reduce":
-        bound = ceil(2 * n * (p - 1) / p)
-        lines.append(
-            f"at least 2 n (p - 1) / p = {bound} elements must be sent by some rank, in any algorithm"
-        )
+        least = f"at least 2 n (p - 1) / p = {ceil(lower_bound(history.op, p, n))} elements"
+        lines.append(f"{least} must be sent by some rank, in any algorithm")
     return "\n".join(lines)
 
 
@@ -150,52 +144,27 @@ def figure(history: Provenance):
     for time, state in enumerate(history.states):
         for rank, own in enumerate(state):
             for start, stop, held in zip(history.edges, history.edges[1:], own, strict=False):
-                share = len(held) / p
-                width = place(time, stop) - place(time, start)
-                colour = colours(0.1 + 0.8 * share) if held else "white"
-                axes.bar(
-                    place(time, start),
-                    height,
-                    width,
-                    rank - height / 2,
-                    align="edge",
-                    color=colour,
-                    ec="0.4",
-                    lw=0.6,
-                )
-                text = _contributors(held, p)
+                left, width = place(time, start), place(time, stop) - place(time, start)
+                share, text = len(held) / p, _contributors(held, p)
+                look = {"color": colours(0.1 + 0.8 * share) if held else "white", "ec": "0.4", "lw": 0.6}
+                axes.bar(left, height, width, rank - height / 2, align="edge", **look)
                 if len(text) <= 17 * width:
-                    ink = "white" if share > 0.55 else "black"
-                    axes.text(
-                        place(time, (start + stop) / 2),
-                        rank,
-                        text,
-                        ha="center",
-                        va="center",
-                        color=ink,
-                        size=7,
-                    )
-        if time:
-            for rank, own in enumerate(history.rounds):
-                for move in own[time - 1]:
-                    if move.kind == "send":
-                        axes.annotate(
-                            "",
-                            (place(time, 0) - 0.03, move.peer),
-                            (place(time - 1, n) + 0.03, rank),
-                            arrowprops={"arrowstyle": "->", "color": "0.25", "lw": 0.8},
-                        )
+                    look = {"color": "white" if share > 0.55 else "black", "size": 7}
+                    axes.text(left + width / 2, rank, text, ha="center", va="center", **look)
+        arrow = {"arrowstyle": "->", "color": "0.25", "lw": 0.8}
+        for rank, own in enumerate(history.rounds if time else ()):
+            for move in own[time - 1]:
+                if move.kind == "send":
+                    ends = (place(time, 0) - 0.03, move.peer), (place(time - 1, n) + 0.03, rank)
+                    axes.annotate("", *ends, arrowprops=arrow)
     axes.set_xlim(-0.1, place(times - 1, n) + 0.1)
     axes.set_ylim(p - 0.5, -0.5)
     axes.set_yticks(range(p), [f"rank {rank}" for rank in range(p)])
-    axes.set_xticks(
-        [place(time, n / 2) for time in range(times)],
-        ["start"] + [f"after round {time}" for time in range(1, times)],
-    )
+    names = ["start", *(f"after round {time}" for time in range(1, times))]
+    axes.set_xticks([place(time, n / 2) for time in range(times)], names)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(
-        f"{history.op} {history.algorithm}, {p} ranks: whose contributions each chunk holds", size=10
-    )
+    title = f"{history.op} {history.algorithm}, {p} ranks: whose contributions each chunk holds"
+    axes.set_title(title, size=10)
     return drawing

@@ -1,7 +1,7 @@
 """How many messages and elements each rank sends in a collective, by formula.
 
 Written from the formulas of the literature, extended to uneven chunks and to ranks that send nothing, and
-apart from the rounds of :mod:`.patterns`: the tests hold the two equal.  With n divisible by p the formulas
+apart from the rounds of :mod:`minidnn.comm.patterns`: the tests hold the two equal.  With n divisible by p the formulas
 are the well-known ones (Thakur, Rabenseifner and Gropp 2005, table of costs), for one rank and n elements:
 
 ==============================  =========================  =======================
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .algorithms import default_segments, normalise
+from minidnn.comm.algorithms import default_segments, normalise, rounds
 
 
 class Cost(NamedTuple):
@@ -37,7 +37,7 @@ class Cost(NamedTuple):
 
 
 def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=None, dest=0) -> Cost:
-    """Messages and elements that ``rank`` sends; the parameters are those of :func:`.algorithms.rounds`.
+    """Messages and elements that ``rank`` sends; the parameters are those of :func:`minidnn.comm.algorithms.rounds`.
 
     ``all_reduce`` by "mpi" (the library's own, whose messages cannot be seen) counts as one message with
     the elements that the ring would send.
@@ -171,3 +171,9 @@ _ALL_REDUCE = {
     "halving": _halving,
     "hierarchical": _hierarchical,
 }
+
+
+def messages(op, algorithm, p, rank, counts, root=0, **options) -> list[tuple]:
+    """(round from 1, number of rounds, peer, elements, kind) of each message of a rank, as the package has them."""
+    own = rounds(op, algorithm, p, rank, counts, root, **options)
+    return [(k, len(own), m.peer, m.elements, m.kind) for k, moves in enumerate(own, 1) for m in moves]

@@ -1,0 +1,204 @@
+"""A collective on a tensor that is split along axes, and its adjoint: as data, and executed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from minidnn.backend import array_module
+
+from . import collectives
+from .algorithms import ALGORITHMS, BLOCKED, LIBRARY, OPERATIONS, Rounds, edges_of, rounds
+from .communicator import Communicator
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What happens to a tensor; planned, executed (:func:`steps`) and taken back (:attr:`adjoint`).
+
+    Attributes
+    ----------
+    op : str
+        One of :data:`.algorithms.OPERATIONS`.
+    shape : tuple of int
+        Of the whole tensor.
+    axis, counts : int, tuple of int
+        Where the operation cuts or joins blocks, and each member's length there.  An all_to_all cuts here;
+    join_axis, joined : int, tuple of int
+        and each member brings its block along this axis, and gets it whole.
+    root, dest : int
+        The member that alone brings or gets the whole; of a send, the sender and the receiver.
+    algorithm : str, optional
+        Default: the first of the collective.
+
+    Raises
+    ------
+    ValueError
+        No such axis, or counts that do not add up to its length.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    axis: int = 0
+    counts: tuple[int, ...] = ()
+    join_axis: int = 0
+    joined: tuple[int, ...] = ()
+    root: int = 0
+    dest: int = 0
+    algorithm: str | None = None
+
+    def __post_init__(self):
+        pairs = [(self.axis, self.counts)] if "block" in OPERATIONS[self.op] else []
+        pairs += [(self.join_axis, self.joined)] if self.op == "all_to_all" else []
+        for axis, counts in pairs:
+            if sum(counts) != axis_length(self.shape, axis):
+                raise ValueError(
+                    f"counts {counts} do not add up to {self.shape[axis]}, axis {axis} of shape {self.shape}"
+                )
+
+    @property
+    def collective(self) -> str:
+        """The collective that does it."""
+        return "all_reduce" if self.op == "reduce_from" else self.op
+
+    @property
+    def adjoint(self) -> Operation:
+        """What takes the gradient of the result back to a gradient of the tensor."""
+        back = replace(self, op=OPERATIONS[self.op].adjoint)
+        if self.op == "all_to_all":
+            axes = {"axis": self.join_axis, "counts": self.joined}
+            back = replace(back, **axes, join_axis=self.axis, joined=self.counts)
+        elif self.op == "send":
+            back = replace(back, root=self.dest, dest=self.root)
+        known = ALGORITHMS.get(back.collective, ())
+        return back if self.algorithm in (*known, "auto", LIBRARY) else replace(back, algorithm=None)
+
+    def before(self, member: int) -> tuple[int, ...] | None:
+        """The shape of what a member brings; None: nothing."""
+        if self.op == "all_to_all":
+            return with_axis(self.shape, self.join_axis, self.joined[member])
+        return self._held(OPERATIONS[self.op].before, member)
+
+    def after(self, member: int) -> tuple[int, ...] | None:
+        """The shape of what a member gets; None: nothing."""
+        return self._held(OPERATIONS[self.op].after, member)
+
+    def _held(self, what, member):
+        if what == "block":
+            return with_axis(self.shape, self.axis, self.counts[member])
+        return self.shape if what == "whole" or member == getattr(self, what) else None
+
+    def elements(self) -> Any:
+        """The counts of the flat collective, as :func:`.algorithms.rounds` takes them."""
+        if self.op == "all_to_all":
+            inner = prod(with_axis(with_axis(self.shape, self.axis, 1), self.join_axis, 1))
+            return tuple(tuple(inner * mine * count for count in self.counts) for mine in self.joined)
+        if self.op in BLOCKED:
+            inner = prod(with_axis(self.shape, self.axis, 1))
+            return tuple(inner * count for count in self.counts)
+        return prod(self.shape)
+
+    def rounds(self, size: int, member: int, nodes: Sequence[int] | None = None) -> Rounds:
+        """The messages of one member."""
+        if self.op == "copy_to" or size == 1:
+            return ()
+        op, ends = self.collective, {"root": self.root, "dest": self.dest}
+        algorithm = self.algorithm or ALGORITHMS[op][0]
+        return rounds(op, algorithm, size, member, self.elements(), nodes=nodes, **ends)
+
+    def cut(self, x: Any) -> Any:
+        """The flat buffer that a member's messages are slices of, of what it brings."""
+        if self.op == "all_to_all" or (self.op in BLOCKED and OPERATIONS[self.op].before != "block"):
+            return cut(x, self.axis, self.counts)
+        return array_module(x).ascontiguousarray(x).reshape(-1)
+
+
+def steps(comm: Communicator, operation: Operation, x: Any, tag: int | None = None) -> Generator:
+    """The steps of an operation on this member.
+
+    ``x`` is what it brings; where it brings nothing, any array of the dtype and device.  ``tag`` is that of
+    a send (default: as :func:`.collectives.sendrecv`).  Returns what the member gets, or None.
+
+    Raises
+    ------
+    ValueError
+        x does not have the shape of what the member brings.
+    """
+    op, me, xp = operation.op, comm.rank, array_module(x)
+    before, after = operation.before(me), operation.after(me)
+    if before is not None and x.shape != before:
+        raise ValueError(f"{op}: rank {me} brings shape {x.shape}, expected {before}")
+    if op == "copy_to":
+        return x
+    if op == "send":
+        if operation.root == operation.dest:
+            return x if me == operation.root else None
+        blocks = {} if before is None else {operation.dest: x}
+        shapes = {} if after is None else {operation.root: after}
+        if not blocks and not shapes:
+            return None
+        got = yield from collectives.sendrecv.steps(comm, blocks, shapes, x.dtype, tag, xp)
+        return got.get(operation.root)
+    if before is None:
+        flat = x.reshape(-1)[:0] if op in BLOCKED else xp.empty(prod(after), x.dtype)
+    else:
+        flat = operation.cut(x)
+    counts = operation.elements()
+    if op == "all_to_all":
+        algorithm = operation.algorithm or ALGORITHMS[op][0]
+        flat = yield from collectives.all_to_all.steps(comm, flat, counts, algorithm)
+        return join(flat, after, operation.join_axis, operation.joined)
+    options = {"root": operation.root, "algorithm": operation.algorithm}
+    counts = counts if op in BLOCKED else None
+    flat = yield from collectives.run(comm, operation.collective, flat, counts, **options)
+    if flat is None:
+        return None
+    if OPERATIONS[op].before == "block":
+        return join(flat, after, operation.axis, operation.counts)
+    return flat.reshape(after)
+
+
+def cut(x: Any, axis: int, counts: Sequence[int]) -> Any:
+    """The blocks of x along an axis (``counts`` entries each), flat, one after the other.
+
+    Along axis 0 that is x itself, seen flat; along another it is a copy.
+    """
+    xp, axis = array_module(x), axis % x.ndim
+    if prod(x.shape[:axis]) == 1:
+        return xp.ascontiguousarray(x).reshape(-1)
+    return xp.concatenate([block.reshape(-1) for block in xp.split(x, edges_of(counts)[1:-1], axis)])
+
+
+def join(flat: Any, shape: Sequence[int], axis: int, counts: Sequence[int]) -> Any:
+    """The inverse of :func:`cut`: the array of the given shape whose blocks the buffer holds."""
+    xp, axis = array_module(flat), axis % len(shape)
+    if prod(shape[:axis]) == 1:
+        return flat.reshape(shape)
+    whole, at = xp.empty(shape, flat.dtype), 0
+    for block in xp.split(whole, edges_of(counts)[1:-1], axis):  # views
+        block[...] = flat[at : at + block.size].reshape(block.shape)
+        at += block.size
+    return whole
+
+
+def with_axis(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
+    """The shape with one axis of another length."""
+    shape = list(shape)
+    shape[axis] = length
+    return tuple(shape)
+
+
+def axis_length(shape: Sequence[int], axis: int) -> int:
+    """The length of an axis.
+
+    Raises
+    ------
+    ValueError
+        There is no such axis.
+    """
+    if not -len(shape) <= axis < len(shape):
+        hint = "" if shape else "; reshape(1) gives it axis 0"
+        raise ValueError(f"a tensor of shape {tuple(shape)} has no axis {axis} to split or join{hint}")
+    return shape[axis]
