@@ -25,7 +25,7 @@ from minidnn.comm import threads  # noqa: E402
 from minidnn.gradcases import CASES  # noqa: E402
 from minidnn.nn import models  # noqa: E402
 from minidnn.optim import SGD  # noqa: E402
-from minidnn.parallel import Executor, Options, gather_weights, make_strategy  # noqa: E402
+from minidnn.parallel import Executor, Options, gather_state, make_strategy  # noqa: E402
 from minidnn.tensor import Tensor  # noqa: E402
 
 warnings.filterwarnings("ignore", message="cupyx.allow_synchronize")  # "cannot find every synchronisation"
@@ -128,7 +128,7 @@ def parallel():
             own = xp.asarray(images[first:last])
             losses.append(executor.step(own, labels).loss)
         losses.append(executor.evaluate(own, labels).loss)
-        for p in executor.replica.parameters.values():
+        for p in executor.replica.variables.values():
             assert isinstance(p.data, xp.ndarray)
         return losses, gather_weights(executor)
 

@@ -53,7 +53,7 @@ def tiny():
 def plan_of(name, ranks):
     strategy, options = CASES[name]
     model, options = tiny(), Options(**options)
-    return make_plan(model, SHAPE, make_strategy(strategy, model, SHAPE, ranks, options), BATCH, options)
+    return make_plan(model, SHAPE, make_strategy(strategy, model, SHAPE, ranks, options), BATCH)
 
 
 def text_of(name, ranks):
@@ -68,7 +68,7 @@ def text_of(name, ranks):
                 " ".join(f"{'>' if m.kind == 'send' else '<'}{m.peer} {m.bytes}" for m in together)
                 for _, together in groupby(messages, lambda m: m.index)
             ]
-            chunk = f"chunk {first.chunk}" if first.phase in ("forward", "backward") else ""
+            chunk = f"chunk {first.micro_batch}" if first.phase in ("forward", "backward") else ""
             what = f"{first.phase:<13} {first.layer:<12} {chunk:<7} {first.op} {first.algorithm}"
             lines.append(f"  {what:<58} {' | '.join(rounds)}")
     return "\n".join(lines) + "\n"
@@ -78,7 +78,7 @@ def _collectives(messages):
     """Runs of messages of one collective: a new one begins where the label changes or the rounds begin anew."""
     runs, last = [], None
     for m in messages:
-        label = m.phase, m.layer, m.chunk, m.op
+        label = m.phase, m.layer, m.micro_batch, m.op
         if last is None or label != last[0] or m.index < last[1]:
             runs.append([])
         runs[-1].append(m)

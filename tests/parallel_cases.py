@@ -12,7 +12,7 @@ from minidnn import functional as F
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.optim import SGD
-from minidnn.parallel import Executor, Options, gather_weights, make_strategy, replicas_equal
+from minidnn.parallel import Executor, Options, gather_state, make_strategy, replicas_equal
 from minidnn.tensor import Tensor, no_grad
 
 SHAPE, CLASSES, SEED, STEPS = (8, 8, 3), 5, 3, 3
@@ -177,7 +177,7 @@ def executor(comm, model, strategy, batch, options):
     net, options = MODELS[model](), Options(**({"dtype": "float64"} | options))
     build = make_strategy if isinstance(strategy, str) else lambda made, *rest: made(*rest)
     made = build(strategy, net, SHAPE, comm.size, options)
-    return Executor(net, SHAPE, made, comm, batch, options, SEED, optimiser)
+    return Executor(net, SHAPE, made, comm, batch, SEED, optimiser)
 
 
 def feed(running, step, batch, training=True):
@@ -192,10 +192,8 @@ def train(comm, model, strategy, batches, options):
     """What one rank does: train, evaluate, gather."""
     running = executor(comm, model, strategy, batches[0], options)
     results = [feed(running, step, batch, training=step < STEPS) for step, batch in enumerate(batches)]
-    held = {
-        name: (running.replica.parameters[name].slices, array) for name, array in running.weights().items()
-    }
-    return results, held, gather_weights(running), replicas_equal(running)
+    held = {name: (v.slices, v.data.copy()) for name, v in running.replica.variables.items()}
+    return results, held, gather_state(running), replicas_equal(running)
 
 
 def assert_equals_one_process(model, strategy, ranks, batch=17, last=None, options=None, **run):

@@ -110,7 +110,7 @@ def main(comm):
     session = Session(comm, parse(parser("", "data")))
     trainer = Trainer(session)
     for batch in trainer.batches(0):
-        session.executor.replica.parameters["fc8.W"].data[0, 0] += 1e-3
+        session.executor.replica.variables["fc8.W"].data[0, 0] += 1e-3
         trainer.record(batch, session.executor.step(batch.images, batch.labels))
     trainer.validate(0)
     trainer.close()

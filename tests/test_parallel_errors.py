@@ -7,7 +7,7 @@ from parallel_cases import MODELS, SEED, SHAPE, executor, feed, images, network,
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.errors import InputError
-from minidnn.parallel import Executor, NonFiniteError, OnRank, Options, Shard, make_plan, make_strategy, place
+from minidnn.parallel import Executor, NonFiniteError, At, Options, Shard, make_plan, make_strategy, place
 from minidnn.parallel.fingerprint import check_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of numbers that overflow
@@ -35,7 +35,7 @@ def build(comm, model, shape, batch, seed, strategy, options):
     models = MODELS | {"wider": lambda: widened(), "grey": lambda: grey()}
     net, options = models[model](), Options(**options)
     made = make_strategy(strategy, net, shape, comm.size, options)
-    return Executor(net, shape, made, comm, batch, options, seed, optimiser)
+    return Executor(net, shape, made, comm, batch, seed, optimiser)
 
 
 def widened():
@@ -68,7 +68,7 @@ def test_different_placements():
     def main(comm):
         net = MODELS["plain"]()
         made = place({"fc*": Shard(-1 if comm.rank else 0)})(net, SHAPE, 2, Options())
-        Executor(net, SHAPE, made, comm, 17, Options(), SEED, optimiser)
+        Executor(net, SHAPE, made, comm, 17, SEED, optimiser)
 
     with pytest.raises(
         InputError, match=r"the placements is fc6: Shard\(0\) on rank 0 but fc6: Shard\(-1\) on rank 1"
@@ -112,7 +112,7 @@ def test_a_strategy_for_another_number_of_ranks():
     def main(comm):
         net = MODELS["plain"]()
         made = make_strategy("data", net, SHAPE, 3, Options())
-        Executor(net, SHAPE, made, comm, 17, Options(), SEED, optimiser)
+        Executor(net, SHAPE, made, comm, 17, SEED, optimiser)
 
     with pytest.raises(ValueError, match="strategy 'data' is made for 3 ranks, not 2"):
         threads.run(2, main)
@@ -142,7 +142,7 @@ def poison(name, value=np.nan, on=None):
     """Put a value into a parameter, wherever it is held (or on one rank only)."""
 
     def spoil(running):
-        parameter = running.replica.parameters.get(name)
+        parameter = running.replica.variables.get(name)
         if parameter is not None and parameter.size and on in (None, running.comm.rank):
             parameter.data[(-1,) * parameter.ndim] = value
 
@@ -184,7 +184,7 @@ def test_overflow(strategy):
 
     def spoil(running):
         for name in ("conv1.W", "conv2.W"):
-            parameter = running.replica.parameters.get(name)
+            parameter = running.replica.variables.get(name)
             if parameter is not None:
                 parameter.data *= 1e200
 
@@ -274,7 +274,7 @@ def test_other_images_than_the_rows_of_the_rank(spoil, words):
 
 def plan(strategy, ranks, batch, model="groups", **options):
     net, options = MODELS[model](), Options(**options)
-    return make_plan(net, SHAPE, make_strategy(strategy, net, SHAPE, ranks, options), batch, options)
+    return make_plan(net, SHAPE, make_strategy(strategy, net, SHAPE, ranks, options), batch)
 
 
 @pytest.mark.parametrize(
@@ -349,4 +349,4 @@ def test_strategies_that_do_not_fit_the_model():
 
 def test_a_rank_beyond_the_ranks():
     with pytest.raises(InputError, match="'fc8' on rank 4, but there are 4 ranks"):
-        place({"fc8": OnRank(4)})(MODELS["plain"](), SHAPE, 4, Options())
+        place({"fc8": At(4)})(MODELS["plain"](), SHAPE, 4, Options())

@@ -12,7 +12,7 @@ from minidnn import functional as F
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.optim import SGD
-from minidnn.parallel import Executor, Options, gather_weights, make_strategy
+from minidnn.parallel import Executor, Options, gather_state, make_strategy
 from minidnn.tensor import Tensor
 from minidnn.train.twin import Twin, chunk_rows
 
@@ -88,7 +88,7 @@ def train(comm, model, strategy, batches, options):
     made = make_strategy(strategy, net, SHAPE, comm.size, options)
     running = Executor(net, SHAPE, made, comm, batches[0], options, SEED, optimiser)
     results = [feed(running, step, batch) for step, batch in enumerate(batches)]
-    return [r.loss for r in results], gather_weights(running), replicas_equal(running)
+    return [r.loss for r in results], gather_state(running), replicas_equal(running)
 
 
 def assert_equals_emulation(model, strategy, ranks, grid_rows, batches, scheme, **options):

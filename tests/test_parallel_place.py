@@ -7,7 +7,7 @@ from parallel_cases import MODELS, SHAPE, assert_equals_one_process
 
 from minidnn.errors import InputError
 from minidnn.parallel import (
-    OnRank,
+    At,
     Options,
     Partial,
     PlacementError,
@@ -25,21 +25,21 @@ ROWS, COLUMNS, WHOLE, SUM = Shard(0), Shard(-1), Replicate(), Partial()
 BY_HAND = {
     "one weird trick": {"conv*": ROWS, "fc*": COLUMNS},
     "everything everywhere": {"*": WHOLE},
-    "everything on the last rank": {"*": OnRank(2)},
-    "a tour of the ranks": {"conv1": OnRank(0), "conv2": OnRank(1), "fc6": OnRank(2), "fc7": OnRank(0)},
-    "a pipeline that ends on rank 2": {"conv1": OnRank(0), "conv2": OnRank(1), "fc6": OnRank(2)},
-    "from one rank to all, by rows": {"conv1": OnRank(1), "conv2": ROWS, "fc6": OnRank(2), "fc7": ROWS},
-    "from one rank to all, by columns": {"conv1": OnRank(1), "pool1": COLUMNS, "fc6": OnRank(0), "fc7": COLUMNS},
-    "from one rank to all, whole": {"conv1": OnRank(2), "conv2": WHOLE, "fc6": OnRank(0), "fc7": SUM},
+    "everything on the last rank": {"*": At(2)},
+    "a tour of the ranks": {"conv1": At(0), "conv2": At(1), "fc6": At(2), "fc7": At(0)},
+    "a pipeline that ends on rank 2": {"conv1": At(0), "conv2": At(1), "fc6": At(2)},
+    "from one rank to all, by rows": {"conv1": At(1), "conv2": ROWS, "fc6": At(2), "fc7": ROWS},
+    "from one rank to all, by columns": {"conv1": At(1), "pool1": COLUMNS, "fc6": At(0), "fc7": COLUMNS},
+    "from one rank to all, whole": {"conv1": At(2), "conv2": WHOLE, "fc6": At(0), "fc7": SUM},
     "columns, rows, columns": {"conv1": COLUMNS, "conv2": ROWS, "fc6": COLUMNS, "fc7": ROWS, "fc8": COLUMNS},
     "sums to rows and to columns": {"conv2": SUM, "relu2": ROWS, "fc6": SUM, "relu6": COLUMNS},
-    "sums to one rank": {"conv2": SUM, "relu2": OnRank(1), "fc7": SUM, "relu7": OnRank(2)},
+    "sums to one rank": {"conv2": SUM, "relu2": At(1), "fc7": SUM, "relu7": At(2)},
     "the first layer by input channels": {"conv1": SUM, "relu1": COLUMNS, "conv2": WHOLE},
     "the first layer by output channels": {"conv1": COLUMNS, "conv2": SUM, "relu2": COLUMNS},
-    "logits by columns, loss on a rank": {"fc*": COLUMNS, "loss": OnRank(1)},
+    "logits by columns, loss on a rank": {"fc*": COLUMNS, "loss": At(1)},
     "logits as sums, loss by rows": {"fc7": COLUMNS, "fc8": SUM, "loss": ROWS},
     "logits by rows, loss everywhere": {"fc8": ROWS, "loss": WHOLE},
-    "logits on a rank, loss on another": {"fc8": OnRank(2), "loss": OnRank(0)},
+    "logits on a rank, loss on another": {"fc8": At(2), "loss": At(0)},
 }  # fmt: skip
 
 
@@ -52,10 +52,10 @@ def test_equals_one_process(name):
 def _assert_checked(model, placements, ranks, options=None):
     """The static checker, too, finds that such a plan can run."""
     net, options = MODELS[model](), Options(dtype="float64", **(options or {}))
-    check_plan(make_plan(net, SHAPE, place(placements)(net, SHAPE, ranks, options), 11, options))
+    check_plan(make_plan(net, SHAPE, place(placements)(net, SHAPE, ranks, options), 11))
 
 
-@pytest.mark.parametrize("norm", [ROWS, COLUMNS, WHOLE, OnRank(1)], ids=str)
+@pytest.mark.parametrize("norm", [ROWS, COLUMNS, WHOLE, At(1)], ids=str)
 def test_batch_norm_placed_anywhere(norm):
     assert_equals_one_process("batch", place({"conv1": ROWS, "norm1": norm, "conv2": COLUMNS}), 3, 11)
 
@@ -68,13 +68,13 @@ def test_random_placements(seed):
     ranks, net = rng.choice([2, 3, 4]), MODELS[model]()
     placements = {}
     for name, layer, inputs, _ in net.shapes(SHAPE):
-        choice = rng.choice([ROWS, COLUMNS, WHOLE, SUM, OnRank(rng.randrange(ranks))])
+        choice = rng.choice([ROWS, COLUMNS, WHOLE, SUM, At(rng.randrange(ranks))])
         try:
             requirement(name, layer, choice, ranks, inputs[0])
         except PlacementError:
             continue  # it follows the layer before
         placements[name] = choice
-    placements["loss"] = rng.choice([ROWS, WHOLE, OnRank(rng.randrange(ranks))])
+    placements["loss"] = rng.choice([ROWS, WHOLE, At(rng.randrange(ranks))])
     options = {"bucket_mib": rng.choice([0, 1e-4, 25])}
     if model != "batch":
         options["micro_batches"] = rng.choice([1, 2])
@@ -89,9 +89,9 @@ def build(placements, model="all", ranks=3):
 
 
 def test_the_first_pattern_counts():
-    strategy = build({"fc7": OnRank(1), "fc*": COLUMNS, "*": ROWS})
+    strategy = build({"fc7": At(1), "fc*": COLUMNS, "*": ROWS})
     placements = {name: strategy.placements[name] for name in ("conv1", "fc6", "fc7", "fc8", "loss")}
-    assert placements == {"conv1": ROWS, "fc6": COLUMNS, "fc7": OnRank(1), "fc8": COLUMNS, "loss": ROWS}
+    assert placements == {"conv1": ROWS, "fc6": COLUMNS, "fc7": At(1), "fc8": COLUMNS, "loss": ROWS}
 
 
 def test_what_is_not_named_follows_the_layer_before():
@@ -107,8 +107,8 @@ def test_what_is_not_named_follows_the_layer_before():
         ({"conv9": ROWS}, InputError, ["'conv9'", "conv1", "fc8", "loss"]),
         ({"fc*": COLUMNS, "pool[34]": ROWS}, InputError, ["'pool[34]'"]),
         ({"conv*": ROWS, "conv1": COLUMNS}, InputError, ["'conv1' never applies", "put it first"]),
-        ({"fc6": OnRank(3)}, InputError, ["'fc6'", "rank 3", "3 ranks"]),
-        ({"fc6": OnRank(-1)}, InputError, ["'fc6'", "rank -1"]),
+        ({"fc6": At(3)}, InputError, ["'fc6'", "rank 3", "3 ranks"]),
+        ({"fc6": At(-1)}, InputError, ["'fc6'", "rank -1"]),
         ({"relu6": SUM}, PlacementError, ["relu6", "ReLU", "Partial"]),
         ({"conv2": SUM}, PlacementError, ["conv2", "Conv2d", "ungrouped"]),
         ({"flatten": COLUMNS}, PlacementError, ["flatten", "Shard(-1)", "Shard(0) or Replicate()"]),

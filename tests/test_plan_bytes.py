@@ -42,7 +42,7 @@ def sent(strategy, workers, **options):
     """MiB that a rank sends in a step, the mean of all, by what they are for; without the metrics' few bytes."""
     model, options = nn.alexnet(variant="owt"), Options(**options)
     shape, batch = (224, 224, 3), WORKER_BATCH * workers
-    plan = make_plan(model, shape, make_strategy(strategy, model, shape, workers, options), batch, options)
+    plan = make_plan(model, shape, make_strategy(strategy, model, shape, workers, options), batch)
     kinds = {"conv gradients": 0, "fc gradients": 0, "conv activations": 0, "fc exchange": 0, "logits": 0}
     for rank in range(workers):
         for m in plan.messages(rank):
@@ -145,7 +145,7 @@ def test_two_towers():
     """
     model, options, batch = nn.alexnet(variant="2012"), Options(), 256
     shape = (227, 227, 3)
-    plan = make_plan(model, shape, make_strategy("alexnet2012", model, shape, 2, options), batch, options)
+    plan = make_plan(model, shape, make_strategy("alexnet2012", model, shape, 2, options), batch)
     both = {"conv3": 13 * 13 * 256, "flatten": FEATURES, "fc7": HIDDEN}
     for rank in (0, 1):
         bytes_sent = {}

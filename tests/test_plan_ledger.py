@@ -5,13 +5,13 @@ from parallel_cases import executor, feed
 from test_parallel_equality import BASIC, GRIDS, VARIANTS, batch_for, model_for
 
 from minidnn.comm import threads
-from minidnn.parallel import OnRank, Partial, Replicate, Shard, place
+from minidnn.parallel import At, Partial, Replicate, Shard, place
 
 STEPS = 2
 
 PLACED = {
-    "rows, columns, a rank": {"conv1": Shard(0), "conv2": Shard(-1), "flatten": OnRank(0), "fc6": Shard(0)},
-    "sums": {"conv*": Replicate(), "fc6": Partial(), "relu6": Shard(0), "fc7": Partial(), "relu7": OnRank(1)},
+    "rows, columns, a rank": {"conv1": Shard(0), "conv2": Shard(-1), "flatten": At(0), "fc6": Shard(0)},
+    "sums": {"conv*": Replicate(), "fc6": Partial(), "relu6": Shard(0), "fc7": Partial(), "relu7": At(1)},
 }
 
 

@@ -38,7 +38,7 @@ def test_every_rank_layer_and_message_is_listed(name, ranks):
             line.split()[0]: line for line in layers.splitlines()[3:] if line and not line.startswith(" ")
         }
         held = {}
-        for p in plan.parameters[rank]:
+        for p in plan.held[rank]:
             layer = p.name.rpartition(".")[0]
             held[layer] = held.get(layer, 0) + p.size
         for layer, size in held.items():

@@ -192,7 +192,7 @@ def test_the_rows_of_a_plan_account_for_every_parameter_and_byte(strategy, ranks
     json.dumps(rows)
     for rank in range(ranks):
         held = sum(row["cells"][rank] or 0 for row in rows if row["kind"] == "layer")
-        assert held == sum(p.size for p in plan.parameters[rank])
+        assert held == sum(p.size for p in plan.held[rank])
         exchanged = sum(sum(row["cells"][rank] or (0,)) for row in rows if row["kind"] == "exchange")
         synced = sum(row["cells"][rank] or 0 for row in rows if row["kind"] == "sync")
         metrics = sum(m.bytes for m in plan.messages(rank) if m.kind == "send" and m.phase == "metrics")
@@ -211,7 +211,7 @@ def test_the_graph_shows_layers_placements_and_communication_of_each_rank():
         assert words in text
     assert text.count("all_gather for fc6") == 2  # one for each row of the grid
     split = graph.dot(describe(plan_of("layer_split", 3)))
-    assert "OnRank(0) to OnRank(1)" in split and "rank 2 sends" in split
+    assert "At(0) to At(1)" in split and "rank 2 sends" in split
 
 
 def test_the_graph_is_drawn_by_graphviz_or_else_by_matplotlib(tmp_path, monkeypatch):

@@ -43,13 +43,13 @@ def chain(stages, chunks, schedule):
     model = nn.Sequential({f"fc{i}": nn.Linear(3, 3) for i in range(stages)})
     options = Options(micro_batches=chunks, schedule=schedule)
     strategy = make_strategy("layer_split", model, (3,), stages, options)
-    return make_plan(model, (3,), strategy, 2 * chunks, options)
+    return make_plan(model, (3,), strategy, 2 * chunks)
 
 
 def data_parallel():
     """Two ranks, one bucket a parameter."""
     model, options = nn.Sequential({"fc1": nn.Linear(3, 3), "fc2": nn.Linear(3, 2)}), Options(bucket_mib=0)
-    return make_plan(model, (3,), make_strategy("data", model, (3,), 2, options), 4, options)
+    return make_plan(model, (3,), make_strategy("data", model, (3,), 2, options), 4)
 
 
 def change(plan, rank, edit):
@@ -70,7 +70,7 @@ def test_accepts_every_strategy(name):
     for ranks in sizes or [GRIDS[name][0]]:
         model, chosen = MODELS[model_for(name, "all")](), Options(**options)
         made = make_strategy(strategy, model, SHAPE, ranks, chosen)
-        check_plan(make_plan(model, SHAPE, made, max(19, batch_for(name, ranks)), chosen))
+        check_plan(make_plan(model, SHAPE, made, max(19, batch_for(name, ranks))))
 
 
 def test_missing_send():

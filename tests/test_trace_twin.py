@@ -36,7 +36,7 @@ def traced(comm, model, strategy, batches, options, spoil=None):
     running = executor(comm, model, strategy, batches[0], options)
     comparison = Comparison(running, Reference(running, *twin_arguments(model, running, options)))
     if spoil is not None:
-        spoil(comm.rank, running.replica.parameters)
+        spoil(comm.rank, running.replica.variables)
     comm.ledger.trace()
     for step, batch in enumerate(batches):
         x, labels = images(batch)

@@ -156,7 +156,7 @@ def test_a_message_that_is_not_in_the_plan(capsys):
 
 def test_a_check_that_fails(capsys):
     def spoil(comm, session):
-        session.executor.replica.parameters["conv3.b"].data[0] += 1e-4
+        session.executor.replica.variables["conv3.b"].data[0] += 1e-4
 
     for flags, limit in (("", "1e-10"), ("--dtype float32", "1e-05")):
         with pytest.raises(SystemExit) as ended:
@@ -170,7 +170,7 @@ def test_a_check_that_fails(capsys):
 def test_replicas_that_differ(capsys):
     def spoil(comm, session):
         if comm.rank == 1:
-            session.executor.replica.parameters["conv3.b"].data[0] += 1e-9
+            session.executor.replica.variables["conv3.b"].data[0] += 1e-9
 
     with pytest.raises(SystemExit) as ended:
         run(3, "", spoilt(spoil))
@@ -188,7 +188,7 @@ def test_numbers_that_are_not_finite_pass_no_check(capsys, who):
 
         def last(*batch):
             result = step(*batch)
-            executor.replica.parameters["fc8.b"].data[:] = np.nan
+            executor.replica.variables["fc8.b"].data[:] = np.nan
             return result
 
         if who == "a rank":

@@ -206,6 +206,7 @@ def sendrecv(
     dtype=None,
     tag: int | None = None,
     xp=np,
+    op: str = "send",
 ):
     """Send each peer its block and receive from each peer an array of the shape given, all at once.
 
@@ -217,6 +218,8 @@ def sendrecv(
         Of what is received; where something is sent, they are those of the blocks.
     tag : int, optional
         Pairs the two ends of a message (default: the tag of :meth:`.Communicator.start`, else 0).
+    op : str
+        What the ledger calls it.
 
     Returns
     -------
@@ -243,7 +246,7 @@ def sendrecv(
     if comm.debug:
         yield from headers.check_messages(comm, moves, inbox.dtype, tag)
     own = (tuple(m for m in moves if m.elements),)
-    yield from execute(comm, "send", "direct", own, outbox, inbox, 0, tag)
+    yield from execute(comm, op, "direct", own, outbox, inbox, 0, tag)
     return {
         peer: inbox[into[i] : into[i + 1]].reshape(shape) for i, (peer, shape) in enumerate(shapes.items())
     }

@@ -30,7 +30,7 @@ class Labels(NamedTuple):
     phase: str = ""
     layer: str = ""
     tensor: str = ""
-    chunk: int | None = None
+    micro_batch: int | None = None
     cause: str = ""
 
 
@@ -40,7 +40,7 @@ MESSAGE_FIELDS = (
     *("op", "algorithm", "index", "count", "group", "source", "dest", "tag"),
     *("bytes", "dtype", "start", "stop", "posted", "done", "difference"),
 )
-SPAN_FIELDS = ("kind", "state", "layer", "phase", "chunk", "step", "begin", "end", "flops")
+SPAN_FIELDS = ("kind", "state", "layer", "phase", "micro_batch", "step", "begin", "end", "flops")
 STEP_FIELDS = ("kind", "step", "begin", "end", "loss", "images")
 DONE = MESSAGE_FIELDS.index("done")
 
@@ -116,7 +116,7 @@ class Ledger:
     def place(self, state: str, labels: Labels, layer: str | None = None, phase: str | None = None) -> tuple:
         """A state under the given labels, for :meth:`restore`; ``layer`` and ``phase`` override the labels'."""
         key = state, labels.layer if layer is None else layer, labels.phase if phase is None else phase
-        return key, (labels.chunk, labels.step)
+        return key, (labels.micro_batch, labels.step)
 
     def state(self, state: str, layer: str | None = None, phase: str | None = None, flops: int = 0) -> tuple:
         """Leave the present state and enter another, under the present labels.

@@ -38,10 +38,18 @@ class Dimensions:
         return next((i for i, axis in enumerate(operand) if axis and axis[0] == letter), None)
 
     def letter(self, asked: str) -> str:
-        """The layer's own letter for what a strategy asks for: its features, or those of its input, have many names."""
-        if asked in FEATURES and self.output and self.output[-1]:
-            return self.output[-1][0]
-        if asked == "i" and self.inputs[0][-1]:
+        """The layer's own letter for what a strategy asks for: "c" and "o" mean the output's features, whatever it calls
+        them, and of grouped ones whole groups; "i" means the input's."""
+        own = {
+            letter
+            for operand in (*self.inputs, *self.variables, self.output)
+            for axis in operand
+            for letter in axis
+        }
+        features = self.output[-1] if self.output else ()
+        if asked in FEATURES and (features[:1] == ("g",) or (asked not in own and len(features) == 1)):
+            return features[0]
+        if asked == "i" and asked not in own and len(self.inputs[0][-1]) == 1:
             return self.inputs[0][-1][0]
         return asked
 

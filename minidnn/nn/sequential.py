@@ -76,7 +76,9 @@ class Sequential(Module):
             layer = copy.copy(layer)
         for source in sources:
             if source not in (*self.inputs, *self.layers):
-                raise ValueError(f"{name} takes {source!r}, which is no earlier layer ({', '.join(self.layers)})")
+                raise ValueError(
+                    f"{name} takes {source!r}, which is no earlier layer ({', '.join(self.layers)})"
+                )
         self.layers[name], self.sources[name] = layer, sources
         self.set_name(self.name)
 
@@ -84,7 +86,9 @@ class Sequential(Module):
         """The layers of a block; its "input" is what the block takes."""
         outer = dict(zip(block.inputs, takes or (next(reversed(self.layers), INPUT),), strict=False))
         for inner, layer in block:
-            sources = tuple(join(name, s) if s in block.layers else outer.get(s, s) for s in block.sources[inner])
+            sources = tuple(
+                join(name, s) if s in block.layers else outer.get(s, s) for s in block.sources[inner]
+            )
             if layer.also:
                 layer = copy.copy(layer)  # the block itself keeps the names that hold inside it
                 layer.also = sources[-len(layer.also) :]
@@ -93,7 +97,9 @@ class Sequential(Module):
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """Call the layers in order; ``extra`` are the values of ``external``."""
         kept = dict(zip(self.inputs, (x, *extra), strict=True))
-        last = {source: name for name, sources in self.sources.items() for source in sources}  # who takes it last
+        last = {
+            source: name for name, sources in self.sources.items() for source in sources
+        }  # who takes it last
         tape = current_tape()
         outer = tape.layer
         try:
@@ -139,10 +145,14 @@ class Sequential(Module):
         inside = names[first : last + 1]
         here = {*inside, *self.inputs[: first == 0]}
         before = names[first - 1] if first else INPUT
-        outside = dict.fromkeys(s for name in inside for s in self.sources[name] if s not in here and s != before)
+        outside = dict.fromkeys(
+            s for name in inside for s in self.sources[name] if s not in here and s != before
+        )
         part = Sequential(external=tuple(outside))
         part.layers = {name: self.layers[name] for name in inside}
-        part.sources = {name: tuple(INPUT if s == before else s for s in self.sources[name]) for name in inside}
+        part.sources = {
+            name: tuple(INPUT if s == before else s for s in self.sources[name]) for name in inside
+        }
         return part
 
     def _find(self, name: str) -> str:

@@ -47,8 +47,14 @@ def place(rules: Rules) -> Callable[..., Strategy]:
         first = {n: next((p for p in rules if fnmatchcase(n, p)), None) for n in names}
         for pattern in rules:
             if pattern not in first.values():
-                raise InputError(f"{pattern!r} never applies, as a pattern before it matches its layers: put it first")
-        given = {name: _split(name, rules[pattern], table) for name, pattern in first.items() if pattern is not None}
+                raise InputError(
+                    f"{pattern!r} never applies, as a pattern before it matches its layers: put it first"
+                )
+        given = {
+            name: _split(name, rules[pattern], table)
+            for name, pattern in first.items()
+            if pattern is not None
+        }
         samples = tuple(Replicate() if axis == "stage" else Shard(0) for axis in mesh.names)
         splits = table.follow(given, samples, strict=True)
         return pipelined("placed", model, shape, mesh, splits, options, notes=tuple(table.notes))
@@ -58,7 +64,9 @@ def place(rules: Rules) -> Callable[..., Strategy]:
 
 def _check_rule(pattern: str, rule: object, mesh: Mesh) -> None:
     if isinstance(rule, Split):
-        placed = {axis: At(i) for axis, i in rule.at.items()} | {a: Replicate() for x in rule.letters.values() for a in x}
+        placed = {axis: At(i) for axis, i in rule.at.items()} | {
+            a: Replicate() for x in rule.letters.values() for a in x
+        }
     else:
         placed = rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
     for axis, placement in placed.items():
@@ -66,9 +74,13 @@ def _check_rule(pattern: str, rule: object, mesh: Mesh) -> None:
             known = "Shard(axis), Replicate(), Partial() or At(i)"
             raise InputError(f"{pattern!r} is {placement!r}: expected {known}, or those by axis of the mesh")
         if axis not in mesh.names or axis == "stage":
-            raise InputError(f"{pattern!r} names the axis {axis!r}: expected one of the mesh {mesh} that is not its stages")
+            raise InputError(
+                f"{pattern!r} names the axis {axis!r}: expected one of the mesh {mesh} that is not its stages"
+            )
         if isinstance(placement, At) and not 0 <= placement.index < mesh.axis_size(axis):
-            raise InputError(f"{pattern!r} on rank {placement.index}, but there are {mesh.axis_size(axis)} ranks")
+            raise InputError(
+                f"{pattern!r} on rank {placement.index}, but there are {mesh.axis_size(axis)} ranks"
+            )
 
 
 def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: Table) -> Split:
@@ -83,8 +95,16 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
             at[axis] = placement.index
         if not isinstance(placement, Shard | Partial):
             continue
-        found = [()] if dims is None else [dims.output[placement.axis]] if _has(dims, placement) else [tuple(dims.summed)]
-        letter = next(iter(found[0]), None) if isinstance(placement, Partial) or _has(dims, placement) else None
+        found = (
+            [()]
+            if dims is None
+            else [dims.output[placement.axis]]
+            if _has(dims, placement)
+            else [tuple(dims.summed)]
+        )
+        letter = (
+            next(iter(found[0]), None) if isinstance(placement, Partial) or _has(dims, placement) else None
+        )
         if letter is None or not table.can(name, letter, (*letters.get(letter, ()), axis)):
             raise PlacementError(
                 f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or Replicate() "
@@ -95,7 +115,11 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
 
 
 def _has(dims, placement) -> bool:
-    return dims is not None and isinstance(placement, Shard) and -len(dims.output) <= placement.axis < len(dims.output)
+    return (
+        dims is not None
+        and isinstance(placement, Shard)
+        and -len(dims.output) <= placement.axis < len(dims.output)
+    )
 
 
 def parse_splits(text: str) -> dict[str, Split]:
@@ -112,9 +136,13 @@ def parse_splits(text: str) -> dict[str, Split]:
             elif sign and axis and place_.isdecimal():
                 at[axis] = int(place_)
             else:
-                raise InputError(f"split {word!r}: expected a letter and axes, as n=data,model, or an axis and a place, as model@0")
+                raise InputError(
+                    f"split {word!r}: expected a letter and axes, as n=data,model, or an axis and a place, as model@0"
+                )
         if not colon or not pattern.strip():
-            raise InputError(f"split {rule!r}: expected a layer, or a pattern, and its splits, as in conv*: n=data,model")
+            raise InputError(
+                f"split {rule!r}: expected a layer, or a pattern, and its splits, as in conv*: n=data,model"
+            )
         rules[pattern.strip()] = Split(letters, at)
     return rules
 

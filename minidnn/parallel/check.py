@@ -128,7 +128,10 @@ def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank
                 moved = True
     stuck = [r for r in events if position[r] < len(events[r])]
     if stuck:
-        raise ScheduleError("no rank can go on: " + "; ".join(_complaint(plan, r, events[r][position[r]], posted) for r in stuck))
+        raise ScheduleError(
+            "no rank can go on: "
+            + "; ".join(_complaint(plan, r, events[r][position[r]], posted) for r in stuck)
+        )
     return Timing(spans, max(clock.values()), busy)
 
 
@@ -147,7 +150,10 @@ def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple | None, list[tu
             key = "move", post.exchange.tag_of(post.micro_batch, post.direction)
             return None, [(key, t.meets(rank)) for t in post.transfers]
         case Compute(layer, phase, number) if layer.norms and phase != "weight":
-            key = "statistics", statistics_tag(layer, number, "forward" if phase == "forward" else "backward", 0)
+            key = (
+                "statistics",
+                statistics_tag(layer, number, "forward" if phase == "forward" else "backward", 0),
+            )
             return key, [(key, plan.mesh.group(rank, layer.derived.statistics))]
         case PostSum(bucket):
             return _of_bucket(plan, rank, bucket, "sum"), []

@@ -82,7 +82,8 @@ def _layer_row(plan: Planned, layer: LayerPlan, stage: Stage, rank: int, held: C
 
     return [
         layer.name,
-        layout_text(layer.layout, plan.mesh) + (f", sums over {', '.join(layer.derived.statistics)}" if layer.norms else ""),
+        layout_text(layer.layout, plan.mesh)
+        + (f", sums over {', '.join(layer.derived.statistics)}" if layer.norms else ""),
         weights,
         f"{held[layer.name]:,}" if held[layer.name] else "",
         local(layer.derived.inputs[0], layer.shapes[0]),

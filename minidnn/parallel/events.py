@@ -233,5 +233,7 @@ class _Lowering:
             if isinstance(event, Compute) and event.phase in ("both", "weight"):
                 for bucket in users.get(event.layer.name, ()):
                     last[bucket.index] = i
-        for at, bucket in sorted(((last[b.index], b) for b in buckets), key=lambda x: (x[0], x[1].index), reverse=True):
+        for at, bucket in sorted(
+            ((last[b.index], b) for b in buckets), key=lambda x: (x[0], x[1].index), reverse=True
+        ):
             self.events.insert(at + 1, PostSum(bucket))

@@ -82,7 +82,9 @@ class Executor:
         title: str = "model",
     ) -> None:
         if comm.size != strategy.mesh.size:
-            raise ValueError(f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}")
+            raise ValueError(
+                f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}"
+            )
         self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
         self.shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
@@ -97,11 +99,19 @@ class Executor:
             self.groups[axes] = comm if len(ranks) == comm.size else comm.split(ranks[0], self.rank)
         self.replica = Replica(self.plan, self.rank, seed, xp)
         self.sums = [
-            make_sum(b, [self.replica.variables[n] for n in b.names], self.groups[b.axes], self.options.algorithms, xp)
+            make_sum(
+                b,
+                [self.replica.variables[n] for n in b.names],
+                self.groups[b.axes],
+                self.options.algorithms,
+                xp,
+            )
             for b in self.plan.buckets[self.rank]
         ]
         self.update_groups = {name: self._updated(name) for name in strategy.update_groups}
-        make = optimiser or (lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9))
+        make = optimiser or (
+            lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9)
+        )
         self.optimiser = make(self.update_groups)
         self.sub_steps = any(isinstance(a, Update) for a in self.plan.schedules[self.rank])
         self.watch: Callable[[str, Any], None] | None = None
@@ -180,7 +190,9 @@ class Executor:
             if key not in self._plans:
                 strategy = self.strategy if training else self.strategy.once()
                 first = not self._plans
-                plan = make_plan(self.model, self.shapes, strategy, batch, self.title, self.comm.nodes, check=first)
+                plan = make_plan(
+                    self.model, self.shapes, strategy, batch, self.title, self.comm.nodes, check=first
+                )
                 if training:
                     check_plan(plan)
                 self._plans[key] = plan

@@ -95,7 +95,9 @@ class GradientSum(ABC):
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
         with self._scope("update", "sharded momentum"):
-            steps = collectives.all_gather_inplace.steps(self.comm, self.weights, self.counts, self.algorithms.all_gather)
+            steps = collectives.all_gather_inplace.steps(
+                self.comm, self.weights, self.counts, self.algorithms.all_gather
+            )
             self.comm.start(steps, self.bucket.tag + 1).wait()
         for p in self.parameters:
             p.version += 1

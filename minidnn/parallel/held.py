@@ -14,16 +14,24 @@ from .schedule import Update
 def held_by(plan: Planned, rank: int) -> tuple[Held, ...]:
     """The parameters and buffers that a rank holds, in the order of the model; what is tied is held once."""
     at = plan.mesh.coordinates[rank]
-    early = {a.group for a in plan.schedules[rank] if isinstance(a, Update)}  # groups that step after every micro-batch
+    early = {
+        a.group for a in plan.schedules[rank] if isinstance(a, Update)
+    }  # groups that step after every micro-batch
     found: list[Held] = []
     for layer in plan.layers:
         if layer.layer is None or not plan.runs(rank, layer):
             continue
-        matrix = layer.layer.factors if plan.options.fc_gradients == "factors" and layer.update not in early else ""
+        matrix = (
+            layer.layer.factors
+            if plan.options.fc_gradients == "factors" and layer.update not in early
+            else ""
+        )
         for path, variable in layer.layer.named_variables(prefix=""):
             name = f"{layer.name}.{path}"
             derived = layer.derived.variables[path]
-            if name not in plan.users or any(isinstance(p, At) and p.index != i for p, i in zip(derived.layout, at, strict=True)):
+            if name not in plan.users or any(
+                isinstance(p, At) and p.index != i for p, i in zip(derived.layout, at, strict=True)
+            ):
                 continue  # an earlier layer's; or held at another place alone
             trained = variable.requires_grad
             alone = path == matrix and trained and len(plan.users[name]) == 1
@@ -48,7 +56,8 @@ def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int
     batches, inner = plan.stages[layer.stage].micro_batches, prod(layer.shapes[0][:-1])
     members = plan.mesh.group(rank, axes)
     return tuple(
-        inner * sum(len(plan.samples(layer.derived.inputs[0], member, batch)) for batch in batches) for member in members
+        inner * sum(len(plan.samples(layer.derived.inputs[0], member, batch)) for batch in batches)
+        for member in members
     )
 
 
@@ -87,7 +96,9 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                     update=update,
                     names=tuple(p.name for p in run),
                     sizes=tuple(p.size for p in run),
-                    algorithm=options.all_reduce_for(elements * itemsize, [plan.nodes[r] for r in group]),
+                    algorithm=options.all_reduce_for(
+                        elements * itemsize, tuple(plan.nodes[r] for r in group)
+                    ),
                     tag=tag + 2 * len(buckets),
                     sharded=options.sharded_momentum,
                     matrix=run[0].shape if run[0].rows else None,

@@ -48,7 +48,11 @@ def rank_memory(plan: Planned, rank: int) -> Memory:
         if isinstance(event, Compute) and event.layer.backward and event.phase != "input":
             layer = event.layer
             batch = plan.stages[layer.stage].micro_batches[event.micro_batch]
-            kept = prod(plan.local_shape(layer.layout, layer.out_shape, rank, batch)) if layer.layer is not None else 0
+            kept = (
+                prod(plan.local_shape(layer.layout, layer.out_shape, rank, batch))
+                if layer.layer is not None
+                else 0
+            )
             alive += kept if event.phase == "forward" else -kept
             peak = max(peak, alive)
     return Memory(*(plan.dtype.itemsize * n for n in (weights, gradients, momenta, peak)))

@@ -109,7 +109,9 @@ def step_messages(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator
         rounds = b.rounds
         if b.counts is not None and len(b.group) > 1:
             nodes = [plan.nodes[r] for r in b.group]
-            rounds = algorithms.rounds(b.op, b.algorithm, len(b.group), b.group.index(rank), b.counts, nodes=nodes)
+            rounds = algorithms.rounds(
+                b.op, b.algorithm, len(b.group), b.group.index(rank), b.counts, nodes=nodes
+            )
         for index, moves in enumerate(rounds, 1):
             for move in moves:
                 yield Message(

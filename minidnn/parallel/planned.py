@@ -352,7 +352,9 @@ class Planned:
         region = self.region(layout, (), rank)
         return batch.samples(() if region is None else region.blocks)
 
-    def transfers(self, exchange: Exchange, direction: str, micro_batch: int, rank: int) -> tuple[Transfer, ...]:
+    def transfers(
+        self, exchange: Exchange, direction: str, micro_batch: int, rank: int
+    ) -> tuple[Transfer, ...]:
         """The transfers of an exchange that concern a rank."""
         batch = self.stages[exchange.stage].micro_batches[micro_batch]
         layouts = exchange.layouts(direction)

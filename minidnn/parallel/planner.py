@@ -62,7 +62,9 @@ def make_plan(
         _check_batch(strategy, builder.blocks, batch)
     stages, inputs = builder.build(_micro_batches(strategy, builder.blocks, batch))
     if builder.tag + 2 * len(stages) * len(builder.names) > LAST_TAG:
-        raise InputError(f"{max(strategy.micro_batches)} micro-batches send more messages than there are tags: use fewer")
+        raise InputError(
+            f"{max(strategy.micro_batches)} micro-batches send more messages than there are tags: use fewer"
+        )
     size = strategy.mesh.size
     plan = Plan(
         model=title,
@@ -107,7 +109,10 @@ def _micro_batches(strategy: Strategy, blocks: Blocks, batch: int) -> list[tuple
         parts = []
         for j in range(count):
             if strategy.by_member and count > 1:
-                part = [rows if member == j else (rows[0], rows[0]) for rows, member in zip(cut, members, strict=True)]
+                part = [
+                    rows if member == j else (rows[0], rows[0])
+                    for rows, member in zip(cut, members, strict=True)
+                ]
             else:
                 part = [tuple(a + x for x in bounds(b - a, count, j)) for a, b in cut]
             parts.append(MicroBatch(tuple(part)))
@@ -150,9 +155,16 @@ class _Builder:
         self.stage = dict(zip(self.names, self._stages(), strict=True))
         self.uses = {v: [n for n in self.names if v in self.sources[n]] for v in [*self.inputs, *self.names]}
         self.derived = {n: self._derive(n) for n in self.names}
-        spread = {a for split in strategy.splits.values() for a in split.letters.get("n", ()) if self.mesh.axis_size(a) > 1}
+        spread = {
+            a
+            for split in strategy.splits.values()
+            for a in split.letters.get("n", ())
+            if self.mesh.axis_size(a) > 1
+        }
         self.blocks = Blocks(self.mesh, tuple(a for a in self.mesh.names if a in spread))
-        self.trained = {n: any(p.requires_grad for p in self.layers[n].parameters()) for n in model.names} | {LOSS: False}
+        self.trained = {n: any(p.requires_grad for p in self.layers[n].parameters()) for n in model.names} | {
+            LOSS: False
+        }
         self.differentiable: dict[str, bool] = dict.fromkeys(self.inputs, False)
         for n in self.names:
             self.differentiable[n] = self.trained[n] or any(self.differentiable[v] for v in self.sources[n])
@@ -183,29 +195,42 @@ class _Builder:
         for name in reversed(self.names):
             derived, consumers = self.derived[name], self.uses[name]
             out, leaves = derived.gradient, derived.leaves
-            alone = len(consumers) == 1 and len(self.sources[name]) == 1 and self.sources[consumers[0]].count(name) == 1
+            alone = (
+                len(consumers) == 1
+                and len(self.sources[name]) == 1
+                and self.sources[consumers[0]].count(name) == 1
+            )
             if name != LOSS and alone and not self.layers[name].parameters():
                 (consumer,) = consumers
                 if self.stage[consumer] == self.stage[name]:
                     theirs = result[consumer][1][self.sources[consumer].index(name)]
                     passes = [
                         (a, b, c, d) == (Replicate(), Replicate(), Replicate(), Partial())
-                        for a, b, c, d in zip(derived.output, derived.inputs[0], leaves[0], theirs, strict=True)
+                        for a, b, c, d in zip(
+                            derived.output, derived.inputs[0], leaves[0], theirs, strict=True
+                        )
                     ]
                     out = tuple(Partial() if p else x for p, x in zip(passes, out, strict=True))
                     leaves = (tuple(Partial() if p else x for p, x in zip(passes, leaves[0], strict=True)),)
             result[name] = out, leaves
         return result
 
-    def build(self, micro_batches: Sequence[tuple[MicroBatch, ...]]) -> tuple[tuple[Stage, ...], dict[str, Input]]:
+    def build(
+        self, micro_batches: Sequence[tuple[MicroBatch, ...]]
+    ) -> tuple[tuple[Stage, ...], dict[str, Input]]:
         """The stages, and how the model's inputs are loaded."""
         inputs: dict[str, Input] = {}
-        known: dict[str, tuple[int, Layout, Layout]] = {}  # of each value: its stage, its layout, that of its gradient
+        known: dict[
+            str, tuple[int, Layout, Layout]
+        ] = {}  # of each value: its stage, its layout, that of its gradient
         for value in self.inputs:
             first = self.uses[value][0]
             i = self.sources[first].index(value)
             # loaded whole but for samples: who needs a part of each image cuts it out
-            loaded = tuple(p if isinstance(p, At) or p == Shard(0) else Replicate() for p in self.derived[first].inputs[i])
+            loaded = tuple(
+                p if isinstance(p, At) or p == Shard(0) else Replicate()
+                for p in self.derived[first].inputs[i]
+            )
             inputs[value] = Input(loaded, self.out_shapes[value], self.stage[first])
             known[value] = self.stage[first], loaded, self.gradients[first][1][i]
         stages = []
@@ -230,7 +255,9 @@ class _Builder:
             stages.append(Stage(index, tuple(layers), tuple(entries), parts, at, self.strategy.alive[index]))
         return tuple(stages), inputs
 
-    def _layer(self, name: str, here: dict[str, tuple[Layout, Layout]], stage: int, micro_batches: int) -> LayerPlan:
+    def _layer(
+        self, name: str, here: dict[str, tuple[Layout, Layout]], stage: int, micro_batches: int
+    ) -> LayerPlan:
         derived, (gradient, leaves) = self.derived[name], self.gradients[name]
         exchanges = []
         for i, value in enumerate(self.sources[name]):

@@ -34,7 +34,9 @@ class Replica:
         for layer in plan.layers:
             if layer.layer is None or not plan.runs(rank, layer):
                 continue
-            local = localise(layer.layer, layer.derived, plan.mesh, rank, layer.shapes[0], layer.out_shape, shared)
+            local = localise(
+                layer.layer, layer.derived, plan.mesh, rank, layer.shapes[0], layer.out_shape, shared
+            )
             self.layers[layer.name] = local
             for path, variable in local.named_variables(prefix=""):
                 name = f"{layer.name}.{path}"
@@ -48,7 +50,9 @@ class Replica:
     def flops(self, layer: str, n: int, phase: str) -> int:
         """Floating-point operations of a layer's matrix products on `n` samples."""
         forward, inputs, weights = self._flops.get(layer, (0.0, 0.0, 0.0))
-        return int(n * {"forward": forward, "input": inputs, "weight": weights, "both": inputs + weights}[phase])
+        return int(
+            n * {"forward": forward, "input": inputs, "weight": weights, "both": inputs + weights}[phase]
+        )
 
 
 def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float, float]:

@@ -158,7 +158,8 @@ def derive(
         for i, (operand, shape) in enumerate(operands):
             at, found = dims.axis_of(role, operand), None
             if at is not None:
-                found = _shard(dims, layer, role, operand, at, shape, parts[role], shapes)
+                placed = _axis(at, len(shape), 0 if i < inputs or i == last else -1)
+                found = Shard(placed, _units(dims, layer, role, operand[at], shape[at], parts[role], shapes))
                 if i < inputs and role in layer_windows(layer):
                     found = _halo(
                         layer, role, letters[role], at, shape, out[dims.axis_of(role, dims.output) - 1], mesh
@@ -208,15 +209,18 @@ def _check(name: str, layer, dims, letter: str, shapes, out: Shape, parts: int) 
         )
 
 
-def _shard(dims: Dimensions, layer, letter: str, operand, at: int, shape: Shape, parts: int, shapes) -> Shard:
-    """The placement of an axis that begins with a letter, of an array of so many axes."""
-    axis = at if at == 0 and len(shape) > 1 else at - len(shape) if at == len(operand) - 1 else at
-    if len(operand[at]) == 1:
-        return Shard(axis)
+def _axis(at: int, axes: int, only: int) -> int:
+    """The number by which an axis is called: the last one, the features, is -1; `only` is that of an array of one axis."""
+    return only if axes == 1 else -1 if at == axes - 1 else at
+
+
+def _units(dims: Dimensions, layer, letter: str, axis: Axis, n: int, parts: int, shapes) -> int | None:
+    """The indivisible pieces of an axis of n entries that begins with a letter; None where an even split respects them."""
+    if len(axis) == 1:
+        return None
     units = layer.groups if letter == "g" else _size(dims, letter, shapes)
-    n = shape[at]
     even = all(bounds(units, parts, i)[1] * n // units == bounds(n, parts, i)[1] for i in range(parts))
-    return Shard(axis, None if even else units)
+    return None if even else units
 
 
 def _size(dims: Dimensions, letter: str, shapes: Sequence[Shape]) -> int:
@@ -228,7 +232,7 @@ def _halo(
     layer: nn.Module, letter: str, axes: tuple[str, ...], at: int, shape: Shape, n: int, mesh: Mesh
 ) -> Placement:
     """What the windows of each part of `n` outputs read of axis `at` of the input; plain `Shard` where they overlap not."""
-    axis = at - len(shape) if at == len(shape) - 1 else at
+    axis = _axis(at, len(shape), 0)
     sizes = [size for name, size in zip(mesh.names, mesh.sizes, strict=True) if name in axes]
     own = [(0, n)]
     even = [(0, shape[at])]

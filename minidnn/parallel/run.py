@@ -6,9 +6,8 @@ rank, or from a slice of what this rank has; backward, their gradients go back t
 
 from __future__ import annotations
 
-from typing import Any
-
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +72,22 @@ class Run:
         By layer and micro-batch: the tape, the gradients of the inputs once they are there, and the output.
     """
 
-    def __init__(self, executor: Any, plan: Plan, images: dict[str, Any], labels: np.ndarray, training: bool) -> None:
-        self.executor, self.plan, self.images, self.labels, self.training = executor, plan, images, labels, training
-        self.rank, self.xp, self.dtype, self.ledger = executor.rank, executor.xp, executor.dtype, executor.ledger
+    def __init__(
+        self, executor: Any, plan: Plan, images: dict[str, Any], labels: np.ndarray, training: bool
+    ) -> None:
+        self.executor, self.plan, self.images, self.labels, self.training = (
+            executor,
+            plan,
+            images,
+            labels,
+            training,
+        )
+        self.rank, self.xp, self.dtype, self.ledger = (
+            executor.rank,
+            executor.xp,
+            executor.dtype,
+            executor.ledger,
+        )
         self.empty = self.xp.empty(0, self.dtype)
         self.values: dict[Key, Any] = {}
         self.moved: dict[int, Any] = {}
@@ -147,7 +159,9 @@ class Run:
             self.executor.watch(layer.name, y.data)
         if layer.layer is not None:
             self.values[layer.stage, micro_batch, layer.name] = y.data
-            if self.training and layer.backward:  # a tensor of this shape that holds nothing: whoever needs y saved it
+            if (
+                self.training and layer.backward
+            ):  # a tensor of this shape that holds nothing: whoever needs y saved it
                 y.data = self.xp.broadcast_to(self.xp.empty((), y.data.dtype), y.data.shape)
         if self.training and layer.backward:
             self.tapes[layer.name, micro_batch] = tape, kept, y
@@ -158,8 +172,12 @@ class Run:
         target = self.xp.asarray(self.labels[samples])
         each, averaged = int(np.prod(self.labels.shape[1:])), self.averaged_over(micro_batch)
         loss = F.softmax_cross_entropy(logits, target, total=max(1, averaged * each))
-        replicated = [axis for axis, p in zip(self.plan.mesh.names, layer.layout, strict=True) if p == Replicate()]
-        if not any(self.plan.mesh.coordinate(self.rank, axis) for axis in replicated):  # of equal copies, one counts
+        replicated = [
+            axis for axis, p in zip(self.plan.mesh.names, layer.layout, strict=True) if p == Replicate()
+        ]
+        if not any(
+            self.plan.mesh.coordinate(self.rank, axis) for axis in replicated
+        ):  # of equal copies, one counts
             self.loss += float(loss.data) * averaged / len(self.labels)
             self.correct += int((logits.data.argmax(axis=-1) == target).sum())
             self.samples += len(samples) * each
@@ -250,7 +268,9 @@ class Run:
                 x = x if pending is None else pending.wait()
                 group = self.executor.groups[transfer.axes]
                 pending = group.start(transfer.steps(group, x, self.empty), tag)
-        self.flying[tag] = (x,) if pending is None else pending  # where nothing moves, what is here is used as it is
+        self.flying[tag] = (
+            (x,) if pending is None else pending
+        )  # where nothing moves, what is here is used as it is
 
     def _outgoing(self, e: Exchange, micro_batch: int) -> Any:
         """What this rank has of a value; of a stage that ran the whole batch at once, the rows of the micro-batch."""
@@ -270,7 +290,9 @@ class Run:
         else:
             gradient = self.gradients.pop((e.stage, micro_batch, e.value), None)
         if gradient is None:
-            return self.xp.zeros(self.plan.stages[e.stage].micro_batches[micro_batch].shape(region), self.dtype)
+            return self.xp.zeros(
+                self.plan.stages[e.stage].micro_batches[micro_batch].shape(region), self.dtype
+            )
         share = self.averaged_over(micro_batch) / len(self.labels)
         # where a micro-batch is a step, the loss was averaged over it; the stages before see the whole batch
         return gradient if share == 1 or e.origin == e.stage else gradient * self.dtype.type(share)
@@ -280,7 +302,10 @@ class Run:
 
     def _rows(self, e: Exchange, micro_batch: int, region: Region) -> slice | np.ndarray:
         """Where the rows of a micro-batch lie in what this rank has of the whole batch."""
-        whole, part = self.plan.stages[e.origin].micro_batches[0], self.plan.stages[e.stage].micro_batches[micro_batch]
+        whole, part = (
+            self.plan.stages[e.origin].micro_batches[0],
+            self.plan.stages[e.stage].micro_batches[micro_batch],
+        )
         found, start = [np.arange(0)], 0
         for k in region.blocks:
             first = whole.blocks[k][0]

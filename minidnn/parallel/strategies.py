@@ -20,8 +20,7 @@ and `splits` make a strategy of a table written by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable
 
 from .. import nn
 from ..errors import InputError
@@ -58,11 +57,15 @@ def _rows(ranks: int, options: Options, default: int) -> int:
     return rows
 
 
-def pipelined(name: str, model, shape: Shapes, mesh: Mesh, splits: Splits, options: Options, **more) -> Strategy:
+def pipelined(
+    name: str, model, shape: Shapes, mesh: Mesh, splits: Splits, options: Options, **more
+) -> Strategy:
     """A strategy of one stage, or, where the mesh has an axis "stage", pipelined."""
     count, stages = options.micro_batches, mesh.axis_size("stage")
     if "stage" not in mesh.names:
-        return Strategy(name, mesh, splits, lambda at: accumulate(count), options, micro_batches=(count,), **more)
+        return Strategy(
+            name, mesh, splits, lambda at: accumulate(count), options, micro_batches=(count,), **more
+        )
     return Strategy(
         name,
         mesh,
@@ -123,7 +126,9 @@ def _by_samples(name: str, model, shape: Shapes, mesh: Mesh, options: Options) -
     """Samples over the axis "data", if there is one; a layer that states no dimensions is replicated."""
     table = Table(model, shape, mesh)
     over = ("data",) if "data" in mesh.names else ()
-    splits = table.follow({n: Split({"n": over} if over else {}) for n in table.layers}, (Replicate(),) * len(mesh.names))
+    splits = table.follow(
+        {n: Split({"n": over} if over else {}) for n in table.layers}, (Replicate(),) * len(mesh.names)
+    )
     return pipelined(name, model, shape, mesh, splits, options, notes=tuple(table.notes))
 
 
@@ -144,7 +149,9 @@ def _one_weird_trick(name: str, model, shape: Shapes, mesh: Mesh, options: Optio
     table = Table(model, shape, mesh)
     linear, names = table.linear, model.names
     if not linear or names.index(linear[0]) == 0:
-        raise InputError(f"strategy {name!r} needs layers before the first fully connected one: use tensor or data")
+        raise InputError(
+            f"strategy {name!r} needs layers before the first fully connected one: use tensor or data"
+        )
     cut = names.index(linear[0])
     nowhere = (Replicate(),) * len(mesh.names)
     rules = {n: Split({"n": ("model",)}) for n in names[:cut]}
@@ -160,7 +167,9 @@ def _one_weird_trick(name: str, model, shape: Shapes, mesh: Mesh, options: Optio
     more = {"updates": {n: "conv" if n in names[:cut] else "fc" for n in names}, "notes": tuple(table.notes)}
     if "stage" in mesh.names:
         if options.scheme != "a":
-            raise InputError.about("scheme", options.scheme, "a in a pipeline: its micro-batches do what b and c are for")
+            raise InputError.about(
+                "scheme", options.scheme, "a in a pipeline: its micro-batches do what b and c are for"
+            )
         return pipelined(name, model, shape, mesh, splits, options, **more)
     count = 1 if options.scheme == "a" else mesh.axis_size("model")
     return Strategy(
@@ -185,7 +194,11 @@ def tensor(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) ->
 
 def three_d(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
     """Features along "model", stages along "stage", samples along "data"."""
-    rows = _rows(ranks, options, ranks // (4 if ranks % 4 == 0 else 2 - ranks % 2)) if options.mesh is None else 1
+    rows = (
+        _rows(ranks, options, ranks // (4 if ranks % 4 == 0 else 2 - ranks % 2))
+        if options.mesh is None
+        else 1
+    )
     stages = 2 if ranks // rows % 4 == 0 else 1
     default = Mesh(data=rows, stage=stages, model=ranks // rows // stages)
     mesh = _mesh("3d", ranks, options, default, ("stage", "model"))
@@ -210,7 +223,9 @@ def alexnet2012(model: nn.Sequential, shape: Shapes, ranks: int, options: Option
     table = Table(model, shape, Mesh(model=ranks))
     towers = max((layer.groups for n, layer in model if n in table.mixing and layer.parameters()), default=1)
     if towers == 1:
-        raise InputError("strategy 'alexnet2012' splits a network with grouped convolutions: use AlexNet's variant 2012")
+        raise InputError(
+            "strategy 'alexnet2012' splits a network with grouped convolutions: use AlexNet's variant 2012"
+        )
     rows = _rows(ranks, options, 1 if ranks % towers else ranks // towers) if options.mesh is None else 1
     mesh = _mesh("alexnet2012", ranks, options, Mesh(data=rows, model=ranks // rows), ("model",))
     table = Table(model, shape, mesh)
@@ -225,7 +240,9 @@ def spatial(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -
     """Rows of the images, with a halo exchange before each window; the fully connected layers by features."""
     mesh = _mesh("spatial", ranks, options, Mesh(space=ranks), ("space",))
     table = Table(model, shape, mesh)
-    rules = {n: Split({"h": ("space",)}) for n in table.mixing} | {n: Split({"o": ("space",)}) for n in table.linear}
+    rules = {n: Split({"h": ("space",)}) for n in table.mixing} | {
+        n: Split({"o": ("space",)}) for n in table.linear
+    }
     splits = table.follow(rules | {LOSS: Split()}, (Replicate(),) * len(mesh.names))
     splits = table.data_parallel(splits)
     return pipelined("spatial", model, shape, mesh, splits, options, notes=tuple(table.notes))

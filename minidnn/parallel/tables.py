@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from .. import nn
+from ..nn.dimensions import Dimensions
 from .mesh import Mesh
 from .placement import At, Layout, Partial, Shard
 from .planner import LOSS, Shapes
@@ -51,7 +52,9 @@ class Table:
         """Of the output."""
         return derive(name, self.layers[name], self.shapes[name], self.outs[name], split, self.mesh).output
 
-    def follow(self, rules: Mapping[str, Split], start: Layout, after_sum: str = "", strict: bool = False) -> Splits:
+    def follow(
+        self, rules: Mapping[str, Split], start: Layout, after_sum: str = "", strict: bool = False
+    ) -> Splits:
         """The splits of all layers.
 
         Parameters
@@ -79,7 +82,9 @@ class Table:
     def _possible(self, name: str, split: Split) -> Split:
         letters = {x: axes for x, axes in split.letters.items() if self.can(name, x, axes)}
         for letter in split.letters.keys() - letters.keys():
-            self.notes.append(f"{name} cannot be split along {letter!r} over {self.mesh}: it is replicated there")
+            self.notes.append(
+                f"{name} cannot be split along {letter!r} over {self.mesh}: it is replicated there"
+            )
         return Split(letters, split.at)
 
     def data_parallel(self, splits: Splits) -> Splits:
@@ -99,10 +104,15 @@ class Table:
             elif placement == Partial():
                 letter = after_sum
             elif isinstance(placement, Shard) and dims is not None:
-                first = dims.inputs[0][placement.axis]
-                kept = first and dims.axis_of(first[0], dims.output) is not None
-                out = dims.output[placement.axis] if -len(dims.output) <= placement.axis < len(dims.output) else ()
-                letter = first[0] if kept else out[0] if out else ""
+                letter = self._letter_after(dims, placement.axis)
             if letter and self.can(name, letter, (*letters.get(letter, ()), axis)):
                 letters[letter] = (*letters.get(letter, ()), axis)
         return Split(letters, at)
+
+    def _letter_after(self, dims: Dimensions, axis: int) -> str:
+        """The letter to split after an input that is split along an axis: its own, or, where the layer sums over that, the
+        output's letter there; "" where there is none."""
+        own = dims.inputs[0][axis][0]
+        if any(own in letters for letters in dims.output):
+            return own
+        return dims.output[axis][0] if -len(dims.output) <= axis < len(dims.output) else ""

@@ -189,7 +189,9 @@ class Transfer:
         send, get = self.given(me, "source"), self.given(me, "target")
         arrived: dict[Piece, Any] = {}
         if send or get:
-            blocks = {peer: _packed(x, [batch.index(p.region, source) for p in own]) for peer, own in send.items()}
+            blocks = {
+                peer: _packed(x, [batch.index(p.region, source) for p in own]) for peer, own in send.items()
+            }
             counts = {peer: (sum(elements(p.region, batch) for p in own),) for peer, own in get.items()}
             xp = array_module(empty)
             got = yield from collectives.sendrecv.steps(comm, blocks, counts, empty.dtype, xp=xp, op=self.op)
@@ -222,7 +224,11 @@ class Transfer:
             summed = self.op in ("all_reduce", "reduce_scatter", "reduce")
             held = cut((self.sources if summed else self.targets)[member])
             gathers = self.op in ("all_gather", "reduce_scatter")
-            return operation.cut(held, self.operation.axis, self.operation.counts) if gathers else held.reshape(-1)
+            return (
+                operation.cut(held, self.operation.axis, self.operation.counts)
+                if gathers
+                else held.reshape(-1)
+            )
         own = [cut(p.region).reshape(-1) for pieces in self.given(member, "source").values() for p in pieces]
         return np.concatenate([np.empty(0, whole.dtype), *own])
 
@@ -242,13 +248,19 @@ def steps(source: Layout, target: Layout, mesh: Mesh) -> tuple[tuple[Layout, Lay
     """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes, too."""
     differ = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
     found = [(source, target)] if differ else []
-    if any(source[i] == Partial() for i in differ) and len({(type(source[i]), target[i]) for i in differ}) > 1:
+    if (
+        any(source[i] == Partial() for i in differ)
+        and len({(type(source[i]), target[i]) for i in differ}) > 1
+    ):
         between = tuple(
             p if p != Partial() else q if isinstance(q, Replicate | Shard) else Replicate()
             for p, q in zip(source, target, strict=True)
         )
         found = [(source, between), (between, target)]
-    axes = [tuple(n for n, s, p, q in zip(mesh.names, mesh.sizes, a, b, strict=True) if s > 1 and p != q) for a, b in found]
+    axes = [
+        tuple(n for n, s, p, q in zip(mesh.names, mesh.sizes, a, b, strict=True) if s > 1 and p != q)
+        for a, b in found
+    ]
     return tuple((a, b, along) for (a, b), along in zip(found, axes, strict=True) if along)
 
 
@@ -320,7 +332,9 @@ def _collective(
         if cut or not _in_order(parts, whole, axis):
             return None
         holders = [i for i, n in enumerate(counts) if n]
-        if axis == 0 and len(holders) == 1:  # gathering what one member has all of, or summing for it (OWT's scheme b)
+        if (
+            axis == 0 and len(holders) == 1
+        ):  # gathering what one member has all of, or summing for it (OWT's scheme b)
             op, root, counts = "reduce" if summed else "broadcast", holders[0], ()
     return Operation(op, shape, axis, counts, root=root, algorithm=getattr(chosen, op))
 
@@ -345,10 +359,14 @@ def _pieces(pairs, blocks: Blocks, axes, ranks, sources, targets, micro_batch: M
                     yield Piece(i, j, region)
 
 
-def _gives(pairs: Sequence[tuple[Placement, Placement]], source: Sequence[int], target: Sequence[int]) -> bool:
+def _gives(
+    pairs: Sequence[tuple[Placement, Placement]], source: Sequence[int], target: Sequence[int]
+) -> bool:
     """Whether the member at `source` gives what it holds to the one at `target`: of equal copies, the nearest does."""
     for (a, b), i, j in zip(pairs, source, target, strict=True):
-        if b == Partial():  # a term of the sum: what the member itself has; of equal copies the first one's counts
+        if (
+            b == Partial()
+        ):  # a term of the sum: what the member itself has; of equal copies the first one's counts
             if i != j or (a == Replicate() and i > 0):
                 return False
         elif a == Replicate() and i != j:

@@ -33,9 +33,9 @@ def adjoint_collectives(trace: Trace, step: int) -> list[tuple[Collective, Colle
             ranks = frozenset((m.source, m.dest))
         op = "send" if m.op in ("recv", "") else m.op
         if m.phase == "forward":
-            waiting[m.layer, m.chunk, ranks, op].append(c)
+            waiting[m.layer, m.micro_batch, ranks, op].append(c)
         elif m.phase == "backward":
-            partners = waiting.get((m.layer, m.chunk, ranks, ADJOINT.get(op)))
+            partners = waiting.get((m.layer, m.micro_batch, ranks, ADJOINT.get(op)))
             if partners:
                 pairs.append((partners.pop(), c))
     return pairs

@@ -149,7 +149,7 @@ def collectives(messages: list[Message]) -> list[Collective]:
     groups: dict[tuple, list[Message]] = {}
     for m in messages:
         pair = (m.source, m.dest) if m.op in ("send", "recv", "") else ()
-        key = (m.step, m.phase, m.layer, m.tensor, m.chunk, m.op, m.algorithm, m.group, m.tag, pair)
+        key = (m.step, m.phase, m.layer, m.tensor, m.micro_batch, m.op, m.algorithm, m.group, m.tag, pair)
         groups.setdefault(key, []).append(m)
     return [Collective(tuple(own)) for own in groups.values()]
 

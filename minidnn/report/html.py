@@ -17,11 +17,11 @@ from minidnn.report.pieces import communication, is_hidden, pieces, working
 from minidnn.report.plan_rows import cell_text, row_text
 from minidnn.report.records import Trace
 from minidnn.report.tables import communication_matrix, memory_by_rank
-from minidnn.text import time
 from minidnn.report.timeline import NAMES
+from minidnn.text import time
 
 MESSAGE_FIELDS = (
-    "number", "source", "dest", "bytes", "phase", "layer", "tensor", "chunk", "op", "algorithm", "index",
+    "number", "source", "dest", "bytes", "phase", "layer", "tensor", "micro_batch", "op", "algorithm", "index",
     "count", "tag", "dtype", "start", "stop", "cause", "difference",
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ def _timeline(trace: Trace, step: int) -> dict:
     for rank in trace.ranks:
         for piece in pieces(trace, step, rank):
             span = piece.span
-            labels = [span.layer, span.phase, span.chunk, span.flops]
+            labels = [span.layer, span.phase, span.micro_batch, span.flops]
             shown.append([ms(piece.begin), ms(piece.end), lanes[rank], piece.kind, *labels])
         for kind, intervals in zip(("exposed", "hidden"), communication(trace, step, rank), strict=True):
             strips += [[ms(begin), ms(end), lanes[rank], kind] for begin, end in intervals]

@@ -92,7 +92,7 @@ def _piece(rank: int, piece: Piece) -> dict:
         "state": span.state,
         "layer": span.layer,
         "phase": span.phase,
-        "chunk": span.chunk,
+        "micro_batch": span.micro_batch,
         "step": span.step,
     }
     if span.flops:
@@ -103,7 +103,7 @@ def _piece(rank: int, piece: Piece) -> dict:
 def _message(m: Message, rank: int, thread: int, begin: float, end: float, flow: str) -> list[dict]:
     """The slice of one half of a message, and its end of the arrow."""
     keys = (
-        "step", "phase", "layer", "tensor", "chunk", "op", "algorithm", "index", "count", "source", "dest",
+        "step", "phase", "layer", "tensor", "micro_batch", "op", "algorithm", "index", "count", "source", "dest",
         "tag", "bytes", "dtype", "start", "stop", "cause", "difference",
     )  # fmt: skip
     args = {key: getattr(m, key) for key in keys} | {"group": list(m.group)}

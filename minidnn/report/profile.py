@@ -21,8 +21,8 @@ from minidnn.functional.linear import product
 from minidnn.nn.sequential import INPUT, Sequential
 from minidnn.nn.summary import summary_rows
 from minidnn.optim import SGD
-from minidnn.text import size, table
 from minidnn.tensor import Tape, Tensor
+from minidnn.text import size, table
 
 LOSS, UPDATE = "loss", "update"
 

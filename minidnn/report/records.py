@@ -39,7 +39,7 @@ class Span:
     state: str
     layer: str
     phase: str
-    chunk: int | None
+    micro_batch: int | None
     step: int
     begin: float
     end: float
@@ -76,7 +76,7 @@ class Message:
     phase: str
     layer: str
     tensor: str
-    chunk: int | None
+    micro_batch: int | None
     op: str
     algorithm: str
     index: int

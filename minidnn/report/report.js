@@ -73,7 +73,7 @@ function showDetails(kind, record, adjoints) {
     const [begin, end, lane, state, layer, phase, chunk, flops] = record;
     const what = state === "compute" ? "computing" : data.kinds[state] || state;
     byId("details").innerHTML = list([["what", what], ["rank", data.ranks[lane]], ["layer", layer], ["phase", phase],
-      ["chunk", chunk], ["begin", span(begin)], ["end", span(end)], ["duration", span(end - begin)],
+      ["micro-batch", chunk], ["begin", span(begin)], ["end", span(end)], ["duration", span(end - begin)],
       ["GFLOP/s", flops ? (flops / (end - begin) / 1e6).toFixed(2) : null]]);
     return;
   }
@@ -85,7 +85,7 @@ function showDetails(kind, record, adjoints) {
   byId("details").innerHTML = `<p><b>${escape(m.op || "send")} of ${escape(m.content)} for ${escape(m.layer)}</b>: rank ${m.source} to rank ${m.dest}` +
     (m.reason ? ` <span class="why">Why: ${escape(m.reason)}.</span>` : "") + "</p>" + adjoint + list([
     ["phase", m.phase], ["algorithm", m.algorithm], ["round", `${m.index} of ${m.count}`], ["ranks", m.group.join(", ")],
-    ["bytes", `${m.bytes} (${bytes(m.bytes)})`], ["elements", `${m.start}:${m.stop} ${m.dtype}`], ["tag", m.tag], ["chunk", m.chunk],
+    ["bytes", `${m.bytes} (${bytes(m.bytes)})`], ["elements", `${m.start}:${m.stop} ${m.dtype}`], ["tag", m.tag], ["micro-batch", m.micro_batch],
     ["sent", span(m.sent)], ["receive posted", span(m.ready)], ["arrived", span(m.done)], ["sender late", span(m.sender_late)],
     ["receiver late", span(m.receiver_late)], ["transfer", span(m.wire)], ["communication", m.hidden ? "hidden" : "exposed"],
     ["largest difference from the one-process run", m.difference === null ? null : m.difference.toExponential(1)]]);

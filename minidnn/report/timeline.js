@@ -200,6 +200,6 @@ class Timeline {
     const what = kind === "compute" ? `${layer} ${phase}`.trim() : this.data.kinds[kind] || kind;
     const rate = flops ? `<br>${(flops / 1e6).toFixed(1)} MFLOP, ${(flops / (end - begin) / 1e6).toFixed(2)} GFLOP/s` : "";
     return `<b>${escape(what)}</b>, rank ${this.data.ranks[lane]}<br>${span(end - begin)}, from ${span(begin)}` +
-      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (chunk === null ? "" : `<br>chunk ${chunk}`) + rate;
+      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (chunk === null ? "" : `<br>micro-batch ${chunk}`) + rate;
   }
 }

@@ -202,7 +202,7 @@ def _sort_in(trace: Trace, rank: int, records: list[dict], shift: float) -> None
     spans, memory = trace.spans.setdefault(rank, []), trace.memory.setdefault(rank, [])
     for record in records:
         if record["kind"] == "span":
-            labels = (record.get("layer") or "", record.get("phase") or "", record.get("chunk"))
+            labels = (record.get("layer") or "", record.get("phase") or "", record.get("micro_batch"))
             times = (record["begin"] + shift, record["end"] + shift)
             flops = float(record.get("flops") or 0)
             if times[0] < times[1]:
@@ -238,7 +238,7 @@ def _message(send: dict, receive: dict, shifts: dict[int, float]) -> Message:
             key: send.get(key) or ""
             for key in ("phase", "layer", "tensor", "op", "algorithm", "dtype", "cause")
         },
-        chunk=send.get("chunk"),
+        micro_batch=send.get("micro_batch"),
         index=send.get("index") or 1,
         count=send.get("count") or 1,
         group=tuple(send.get("group") or ()),
