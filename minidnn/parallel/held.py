@@ -88,8 +88,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
             summed.append(p)
             filled += p.size * itemsize
         for number, run in enumerate(sorted(runs, key=lambda run: order.index(run[-1]))):
-            elements = sum(p.size for p in run)
-            group = plan.mesh.group(rank, axes)
+            elements, size = sum(p.size for p in run), len(plan.mesh.group(rank, axes))
             buckets.append(
                 Bucket(
                     index=len(buckets),
@@ -97,9 +96,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                     update=update,
                     names=tuple(p.name for p in run),
                     sizes=tuple(p.size for p in run),
-                    algorithm=options.all_reduce_for(
-                        elements * itemsize, tuple(plan.nodes[r] for r in group)
-                    ),
+                    algorithm=options.all_reduce_for(elements * itemsize, size, _nodes(plan, rank, axes)),
                     tag=tag + 2 * (number * len(keys) + keys.index((axes, update))),
                     sharded=options.sharded_momentum,
                     matrix=run[0].shape if run[0].rows else None,
@@ -107,3 +104,13 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                 )
             )
     return tuple(buckets)
+
+
+def _nodes(plan: Planned, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
+    """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as layers are
+    replicated along other axes) do not lie alike: their sums must be made in one order."""
+    patterns = set()
+    for other in range(plan.size) if len(set(plan.nodes)) > 1 else (rank,):
+        seen: dict[int, int] = {}
+        patterns.add(tuple(seen.setdefault(plan.nodes[r], len(seen)) for r in plan.mesh.group(other, axes)))
+    return patterns.pop() if len(patterns) == 1 else None

@@ -104,11 +104,11 @@ class Options:
         plain = self.all_reduce in ("ring", "doubling", "halving", "tree")
         return Algorithms(self.all_reduce if plain else "ring")
 
-    def all_reduce_for(self, n_bytes: int, nodes: Sequence[int]) -> str:
-        """The algorithm that sums `n_bytes` over ranks on these nodes."""
-        if self.all_reduce != "auto":
-            return self.all_reduce
-        return choose(len(nodes), n_bytes, self.link, nodes)
+    def all_reduce_for(self, n_bytes: int, size: int, nodes: tuple[int, ...] | None) -> str:
+        """The algorithm that sums `n_bytes` over so many ranks, on these nodes; None: it must not depend on the nodes."""
+        if self.all_reduce == "auto":
+            return choose(size, n_bytes, self.link, nodes)
+        return "ring" if self.all_reduce == "hierarchical" and nodes is None else self.all_reduce
 
 
 @dataclass(frozen=True)

@@ -246,22 +246,34 @@ def _packed(x: Any, places: Sequence[tuple[slice, ...]]) -> Any:
 @lru_cache(maxsize=4096)
 def steps(source: Layout, target: Layout, mesh: Mesh) -> tuple[tuple[Layout, Layout, tuple[str, ...]], ...]:
     """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes, too."""
-    differ = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
-    found = [(source, target)] if differ else []
-    if (
-        any(source[i] == Partial() for i in differ)
-        and len({(type(source[i]), target[i]) for i in differ}) > 1
-    ):
+    moved = _moved(source, target, mesh)
+    sums = [i for i in moved if source[i] == Partial()]
+    if not sums or len({(type(source[i]), target[i]) for i in moved}) == 1:
+        return ((source, target, tuple(mesh.names[i] for i in moved)),) if moved else ()
+    for possible in (Replicate | Shard, Replicate):  # the sum as it is needed, if nothing else moves with it
         between = tuple(
-            p if p != Partial() else q if isinstance(q, Replicate | Shard) else Replicate()
-            for p, q in zip(source, target, strict=True)
+            p if i not in sums else target[i] if isinstance(target[i], possible) else Replicate()
+            for i, p in enumerate(source)
         )
-        found = [(source, between), (between, target)]
-    axes = [
-        tuple(n for n, s, p, q in zip(mesh.names, mesh.sizes, a, b, strict=True) if s > 1 and p != q)
-        for a, b in found
-    ]
-    return tuple((a, b, along) for (a, b), along in zip(found, axes, strict=True) if along)
+        units = {(p.axis, p.units) for p in between if isinstance(p, Shard)}
+        if _moved(source, between, mesh) == sums and len(dict(units)) == len(units):
+            break
+    return (source, between, tuple(mesh.names[i] for i in sums)), *steps(between, target, mesh)
+
+
+def _moved(source: Layout, target: Layout, mesh: Mesh) -> list[int]:
+    """The numbers of the axes along which something moves: those whose placement changes, and those that split the same
+    axis of the value further in, as their parts are parts of other parts then. (Samples lie in blocks that stay.)"""
+    moved = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
+    shifted = {
+        (i, p.axis) for i in moved for p in (source[i], target[i]) if isinstance(p, Shard | Halo) and p.axis
+    }
+    inner = (
+        i
+        for i, p in enumerate(target)
+        if isinstance(p, Shard) and any(i > j and p.axis == d for j, d in shifted)
+    )
+    return sorted({*moved, *(i for i in inner if mesh.sizes[i] > 1)})
 
 
 def transfers(
