@@ -1,7 +1,8 @@
-"""Cases that nobody chose: models, meshes, splits of every layer, stages, micro-batches, schedules and options at random.
+"""Cases that nobody chose: models, meshes, splits of every layer, stages, micro-batches, schedules and options at
+random.
 
-Each trains to the losses and weights of one process, with replicas equal to the bit and every byte as planned. A case that
-fails names its seed: `pytest tests/test_parallel_generated.py -k "[17]"`.
+Each trains to the losses and weights of one process, with replicas equal to the bit and every byte as planned. A
+case that fails names its seed: `pytest tests/test_parallel_generated.py -k "[17]"`.
 """
 
 import random
@@ -14,7 +15,6 @@ from parallel_cases import CLASSES, LIMIT, SEED, SHAPE, optimiser
 from minidnn import functional as F
 from minidnn import nn
 from minidnn.comm import threads
-from minidnn.optim import SGD
 from minidnn.parallel import (
     Executor,
     Mesh,
@@ -218,7 +218,9 @@ def draw(seed):
         rules = draw_splits(rng, model, mesh)
         strategy = place(rules)(model, SHAPE, mesh.size, options)
         orders = draw_schedule(rng, stages, count)
-        strategy = replace(strategy, schedule=lambda at: list(orders[at]), alive=(count,) * stages)
+        strategy = replace(
+            strategy, schedule=lambda at, orders=orders: list(orders[at]), alive=(count,) * stages
+        )
         batch = rng.randrange(8 * count, 8 * count + 12)
         try:
             make_plan(model, SHAPE, strategy, batch)
@@ -228,7 +230,7 @@ def draw(seed):
             continue
         run = {"rendezvous": rng.random() < 0.4, "debug": rng.random() < 0.2}
         nodes = [rng.randrange(2) for _ in range(mesh.size)] if rng.random() < 0.3 else None
-        return lambda: draw_model(random.Random(build_seed))[0], strategy, batch, run, nodes
+        return lambda s=build_seed: draw_model(random.Random(s))[0], strategy, batch, run, nodes
 
 
 def data(batch):

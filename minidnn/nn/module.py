@@ -88,7 +88,8 @@ class Module:
         return start, stop
 
     def localise(self, part: Part) -> None:
-        """Become the layer that computes a part: change the options that speak of the whole; variables are cut already."""
+        """Become the layer that computes a part: change the options that speak of the whole; variables are cut
+        already."""
 
     # ---- structure ----
 
@@ -136,7 +137,8 @@ class Module:
             yield from child.named_modules(join(prefix, key))
 
     def named_variables(self, kind: type = Variable, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
-        """(dotted name, variable) of parameters and buffers in program order; one that is tied, once, by its first name."""
+        """(dotted name, variable) of parameters and buffers in program order; one that is tied, once, by its first
+        name."""
         seen = set()
         for path, module in self.named_modules(self.name if prefix is None else prefix):
             for key, value in vars(module).items():

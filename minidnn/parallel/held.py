@@ -64,8 +64,8 @@ def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int
 def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
-    A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold alike, so
-    they have the same buckets of that sum, tags (from `tag` on) included.
+    A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold
+    alike, so they have the same buckets of that sum, tags (from `tag` on) included.
     """
     itemsize, options = plan.dtype.itemsize, plan.options
     reduced: dict[tuple[tuple[str, ...], str], list[Held]] = {}
@@ -107,8 +107,8 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
 
 
 def _nodes(plan: Planned, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
-    """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as layers are
-    replicated along other axes) do not lie alike: their sums must be made in one order."""
+    """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as
+    layers are replicated along other axes) do not lie alike: their sums must be made in one order."""
     patterns = set()
     for other in range(plan.size) if len(set(plan.nodes)) > 1 else (rank,):
         seen: dict[int, int] = {}

@@ -1,7 +1,8 @@
 """One step, carried out: each event of a rank in turn.
 
-Every layer runs on every micro-batch on a tape of its own. Its inputs arrive as leaves, from the layer before, from another
-rank, or from a slice of what this rank has; backward, their gradients go back the way that the adjoint transfers say.
+Every layer runs on every micro-batch on a tape of its own. Its inputs arrive as leaves, from the layer before, from
+another rank, or from a slice of what this rank has; backward, their gradients go back the way that the adjoint
+transfers say.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Moving one value from one layout to another, as data: which collective that is, or which messages.
 
-What a rank holds before and after are rectangles (`Region`), and what moves is where they meet.  Along the axes of the mesh
-on which the two layouts differ the pattern often is a collective, and is run as that one, by name; any other is plain
-messages between the ranks whose rectangles meet.  A sum still to be made is made first, where something else changes, too.
+What a rank holds before and after are rectangles (`Region`), and what moves is where they meet.  Along the axes of
+the mesh on which the two layouts differ the pattern often is a collective, and is run as that one, by name; any
+other is plain messages between the ranks whose rectangles meet.  A sum still to be made is made first, where
+something else changes, too.
 
 The gradient of a value moves by the same function, between the layouts of the gradient: where a value is replicated for
-work that is split, its gradient is `Partial`, so what an all_gather brings forward a reduce_scatter sums backward; what a
-halo copies is added back.
+work that is split, its gradient is `Partial`, so what an all_gather brings forward a reduce_scatter sums backward;
+what a halo copies is added back.
 """
 
 from __future__ import annotations
@@ -212,7 +213,8 @@ class Transfer:
         return y
 
     def expected(self, whole: np.ndarray, member: int) -> np.ndarray:
-        """The flat buffer whose slices `member` sends, out of the micro-batch's whole value: as it is once all is summed."""
+        """The flat buffer whose slices `member` sends, out of the micro-batch's whole value: as it is once all is
+        summed."""
         rows = self.micro_batch.rows
         starts = np.cumsum((0, *rows))
 
@@ -245,7 +247,8 @@ def _packed(x: Any, places: Sequence[tuple[slice, ...]]) -> Any:
 
 @lru_cache(maxsize=4096)
 def steps(source: Layout, target: Layout, mesh: Mesh) -> tuple[tuple[Layout, Layout, tuple[str, ...]], ...]:
-    """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes, too."""
+    """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes,
+    too."""
     moved = _moved(source, target, mesh)
     sums = [i for i in moved if source[i] == Partial()]
     if not sums or len({(type(source[i]), target[i]) for i in moved}) == 1:
@@ -285,7 +288,8 @@ def transfers(
     rank: int,
     chosen: Algorithms = Algorithms(),
 ) -> tuple[Transfer, ...]:
-    """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2 transfers."""
+    """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2
+    transfers."""
     found = (
         _transfer(a, b, shape, micro_batch, blocks, axes, blocks.mesh.group(rank, axes), chosen)
         for a, b, axes in steps(source, target, blocks.mesh)
