@@ -26,6 +26,7 @@ FAST = {
     "product_weight_gradient": "products",
     "sum_rows": "products",
     "add_bias": "elementwise",
+    "erf_array": "elementwise",
     "rectify": "elementwise",
     "rectify_gradient": "elementwise",
     "max_pool": "pool",

@@ -1,9 +1,11 @@
 """Activation functions. The kernels of ReLU are plain functions on raw arrays: `rectify`, `rectify_gradient`."""
 
+from math import pi
 from typing import Any
 
 from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
+from minidnn.functional.elementwise import erf_array
 from minidnn.tensor import Function, Tensor
 
 
@@ -96,6 +98,51 @@ class LogSoftmax(Function):
         return gy - array_module(gy).exp(self.y) * gy.sum(axis=self.axis, keepdims=True)
 
 
+class LeakyReLU(Function):
+    """y = x where x > 0, else slope x"""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return array_module(x).where(x > 0, x, x * self.slope)
+
+    def backward(self, gy: Any) -> Any:
+        return array_module(gy).where(self.x > 0, gy, gy * self.slope)
+
+
+class SiLU(Function):
+    """y = x s        s = 1 / (1 + e^-x)"""
+
+    def forward(self, x: Any) -> Any:
+        self.x, self.s = x, sigmoid_array(x)
+        return x * self.s
+
+    def backward(self, gy: Any) -> Any:
+        return gy * (self.s * (1 + self.x * (1 - self.s)))
+
+
+class GELU(Function):
+    """y = x P        P = (1 + erf(x / sqrt 2)) / 2, the probability of a standard normal value below x"""
+
+    def forward(self, x: Any) -> Any:
+        p = erf_array(x * 0.5**0.5)
+        p += 1
+        p *= 0.5
+        self.x, self.p = x, p
+        return x * p
+
+    def backward(self, gy: Any) -> Any:
+        x = self.x
+        density = array_module(x).exp(x * x * -0.5)
+        density *= x
+        density *= (2 * pi) ** -0.5
+        density += self.p
+        density *= gy
+        return density
+
+
 def sigmoid_array(x: Any) -> Any:
     """1 / (1 + e^-x) of a raw array, exact for both signs and without overflow."""
     xp = array_module(x)
@@ -116,6 +163,21 @@ def sigmoid(x: Any) -> Tensor:
 def tanh(x: Any) -> Tensor:
     """Hyperbolic tangent."""
     return Tanh()(x)
+
+
+def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
+    """x where it is positive, else slope x (Maas et al. 2013)."""
+    return LeakyReLU(float(slope))(x)
+
+
+def silu(x: Any) -> Tensor:
+    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016; Ramachandran et al. 2017)."""
+    return SiLU()(x)
+
+
+def gelu(x: Any) -> Tensor:
+    """x times the probability of a standard normal value below x (Hendrycks and Gimpel 2016); by erf, exact."""
+    return GELU()(x)
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from minidnn.backend.kernels import kernel
+from minidnn.functional.arrange import expand_dims, squeeze
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.math import unbroadcast
 from minidnn.functional.shape import reshape
@@ -93,8 +94,15 @@ class Linear(Function):
 
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """Matrix product of the last two axes; the axes before broadcast. Both have at least two."""
-    return MatMul()(x, y)
+    """Matrix product of the last two axes; the axes before broadcast. A vector is a row on the left, a column
+    on the right, and has no such axis in the result.
+    """
+    x, y = as_tensor(x), as_tensor(y)
+    if x.ndim != 1 and y.ndim != 1:
+        return MatMul()(x, y)
+    row, column = x.ndim == 1, y.ndim == 1
+    z = MatMul()(expand_dims(x, 0) if row else x, expand_dims(y, 1) if column else y)
+    return squeeze(z, (-2,) * row + (-1,) * column)
 
 
 def linear(x: Any, W: Any, b: Any = None) -> Tensor:

@@ -114,6 +114,23 @@ class Power(Function):
         return gy * (p * self.x ** (p - 1)) if p else gy * 0  # x^-1 is not wanted where y is constant
 
 
+class TensorPower(Function):
+    """z = x^y, element by element; gx = gz y x^(y - 1), gy = gz z ln x"""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.x, self.y, self.z = x, y, x**y
+        return self.z
+
+    def backward(self, gz: Any) -> tuple:
+        xp, x, y, gx, gy = array_module(gz), self.x, self.y, None, None
+        one = gz.dtype.type(1)
+        if self.needs[0]:
+            gx = unbroadcast(gz * (y * x ** xp.where(y == 0, one, y - 1)), x.shape)
+        if self.needs[1]:  # 0^y is constant, but for negative y
+            gy = unbroadcast(gz * (self.z * xp.log(xp.where((x == 0) & (y >= 0), one, x))), y.shape)
+        return gx, gy
+
+
 class Exp(Function):
     """y = e^x"""
 
@@ -193,11 +210,11 @@ def abs(x: Any) -> Tensor:
     return Abs()(x)
 
 
-def power(x: Any, exponent: float) -> Tensor:
-    """x^exponent, with a number as exponent."""
-    if not isinstance(exponent, (int, float)):
-        raise TypeError(f"power: the exponent is a number, got {type(exponent).__name__}")
-    return Power(exponent)(x)
+def power(x: Any, exponent: Any) -> Tensor:
+    """x^exponent, element by element; the exponent is a number or a tensor."""
+    if isinstance(exponent, (int, float)):
+        return Power(exponent if isinstance(exponent, int) else float(exponent))(x)
+    return TensorPower()(_operand(x, exponent), _operand(exponent, x))
 
 
 def exp(x: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """The operators and methods of `Tensor`, each a function of this package: ``x + y`` is ``add(x, y)``.
 
 What leaves the graph is here, too: ``<`` and its kin, which give raw boolean arrays (``==`` asks whether two
-tensors are the same object), and conversions to NumPy and Python. In-place operators are refused: ``w -= g``
-would not change the tensor but bind the name to another one.
+tensors are the same object), `argmax` and `argmin`, which give raw integers, and conversions to NumPy and
+Python. In-place operators are refused: ``w -= g`` would not change the tensor but bind the name to another one.
 """
 
 import operator
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.functional import activation, math, shape
+from minidnn.functional import activation, arrange, elementwise, math, shape, statistics
 from minidnn.functional.linear import matmul
 from minidnn.tensor import Tensor
 
@@ -52,6 +52,7 @@ METHODS: dict[str, Any] = {
     "__truediv__": math.div,
     "__rtruediv__": lambda x, y: math.div(y, x),
     "__pow__": math.power,
+    "__rpow__": lambda x, y: math.power(y, x),
     "__matmul__": matmul,
     "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": math.neg,
@@ -75,6 +76,14 @@ METHODS: dict[str, Any] = {
     "sum": shape.sum,
     "mean": shape.mean,
     "max": shape.max,
+    "min": shape.min,
+    "var": statistics.var,
+    "std": statistics.std,
+    "argmax": lambda x, axis=None: x.data.argmax(axis),
+    "argmin": lambda x, axis=None: x.data.argmin(axis),
+    "clip": elementwise.clip,
+    "astype": elementwise.astype,
+    "squeeze": arrange.squeeze,
     "reshape": shape.reshape,
     "transpose": shape.transpose,
     "flatten": shape.flatten,
