@@ -3,7 +3,9 @@
 from math import pi
 from typing import Any
 
-from minidnn.backend import array_module
+import numpy as np
+
+from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
 from minidnn.functional.elementwise import erf_array
 from minidnn.tensor import Function, Tensor
@@ -45,19 +47,6 @@ class Sigmoid(Function):
 
     def backward(self, gy: Any) -> Any:
         return gy * (self.y * (1 - self.y))
-
-
-class Tanh(Function):
-    """y = tanh x"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).tanh(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy * (1 - self.y * self.y)
 
 
 class Softmax(Function):
@@ -105,11 +94,18 @@ class LeakyReLU(Function):
         self.slope = slope
 
     def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).where(x > 0, x, x * self.slope)
+        self.x, xp = x, array_module(x)
+        y = xp.minimum(x, 0)
+        y *= self.slope
+        y += xp.maximum(x, 0)
+        return y
 
     def backward(self, gy: Any) -> Any:
-        return array_module(gy).where(self.x > 0, gy, gy * self.slope)
+        positive = self.x > 0
+        gx = masked(gy, ~positive)
+        gx *= self.slope
+        gx += masked(gy, positive)
+        return gx
 
 
 class SiLU(Function):
@@ -144,10 +140,13 @@ class GELU(Function):
 
 
 def sigmoid_array(x: Any) -> Any:
-    """1 / (1 + e^-x) of a raw array, exact for both signs and without overflow."""
+    """1 / (1 + e^-x) of a raw array, exact for both signs: 0 where the exponential overflows."""
     xp = array_module(x)
-    e = xp.exp(-abs(x))  # in (0, 1]
-    return xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)
+    y = xp.negative(x)
+    with np.errstate(over="ignore"):
+        y = xp.exp(y)
+    y += 1
+    return xp.divide(1, y)
 
 
 def relu(x: Any) -> Tensor:
@@ -158,11 +157,6 @@ def relu(x: Any) -> Tensor:
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e^-x)"""
     return Sigmoid()(x)
-
-
-def tanh(x: Any) -> Tensor:
-    """Hyperbolic tangent."""
-    return Tanh()(x)
 
 
 def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:

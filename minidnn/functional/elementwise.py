@@ -3,12 +3,13 @@
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from minidnn.backend import array_module
+from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
 from minidnn.functional.math import _operand, unbroadcast
 from minidnn.tensor import Function, Tensor, as_tensor
@@ -39,73 +40,57 @@ def erf_array(x: Any, out: Any = None) -> Any:
     return xp.multiply(x, y, out=out)
 
 
-class Sign(Function):
-    """y = -1, 0 or 1, with gradient 0"""
+class Elementwise(Function):
+    """y = f(x), element by element; gx = gy f'(x), where `slope` gives f' from x, or from y if `by_result`"""
 
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        return array_module(x).sign(x)
-
-    def backward(self, gy: Any) -> Any:
-        return array_module(gy).zeros_like(gy)
-
-
-class Sin(Function):
-    """y = sin x"""
+    value: Callable[[Any, Any], Any]
+    slope: Callable[[Any, Any], Any]
+    by_result = False
 
     def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).sin(x)
+        y = self.value(array_module(x), x)
+        self.kept = y if self.by_result else x
+        return y
 
     def backward(self, gy: Any) -> Any:
-        return gy * array_module(gy).cos(self.x)
+        return gy * self.slope(array_module(gy), self.kept)
 
 
-class Cos(Function):
-    """y = cos x"""
+def _function(
+    name: str, doc: str, value: Any, slope: Any, by_result: bool = False
+) -> Callable[[Any], Tensor]:
+    """A function of one tensor, each of whose calls is a node of a class of its own."""
+    rules = {"value": staticmethod(value), "slope": staticmethod(slope), "by_result": by_result}
+    kind = type(name, (Elementwise,), {"__doc__": doc, "saves_inputs": not by_result, **rules})
 
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).cos(x)
+    def function(x: Any) -> Tensor:
+        return kind()(x)
 
-    def backward(self, gy: Any) -> Any:
-        return gy * -array_module(gy).sin(self.x)
-
-
-class Log1p(Function):
-    """y = ln(1 + x)"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).log1p(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy / (1 + self.x)
+    function.__name__ = function.__qualname__ = name.lower()
+    function.__doc__ = doc
+    return function
 
 
-class Expm1(Function):
-    """y = e^x - 1"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).expm1(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy * (self.y + 1)
-
-
-class Erf(Function):
-    """y = 2 / sqrt(pi) times the integral of e^(-t^2) over t = 0 ... x"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return erf_array(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy * (array_module(gy).exp(-self.x * self.x) * (2 / math.pi**0.5))
+abs = _function("Abs", "|x|, with gradient 0 at 0", lambda xp, x: xp.abs(x), lambda xp, x: xp.sign(x))
+sign = _function(
+    "Sign", "-1, 0 or 1, with gradient 0", lambda xp, x: xp.sign(x), lambda xp, x: x.dtype.type(0)
+)
+exp = _function("Exp", "e^x", lambda xp, x: xp.exp(x), lambda xp, y: y, by_result=True)
+expm1 = _function("Expm1", "e^x - 1, exact for small x", lambda xp, x: xp.expm1(x), lambda xp, y: y + 1, True)
+log = _function("Log", "ln x", lambda xp, x: xp.log(x), lambda xp, x: 1 / x)
+log1p = _function(
+    "Log1p", "ln(1 + x), exact for small x", lambda xp, x: xp.log1p(x), lambda xp, x: 1 / (1 + x)
+)
+sqrt = _function("Sqrt", "The square root of x", lambda xp, x: xp.sqrt(x), lambda xp, y: 0.5 / y, True)
+sin = _function("Sin", "sin x", lambda xp, x: xp.sin(x), lambda xp, x: xp.cos(x))
+cos = _function("Cos", "cos x", lambda xp, x: xp.cos(x), lambda xp, x: -xp.sin(x))
+tanh = _function("Tanh", "tanh x", lambda xp, x: xp.tanh(x), lambda xp, y: 1 - y * y, by_result=True)
+erf = _function(
+    "Erf",
+    "The error function: 2 / sqrt(pi) times the integral of e^(-t^2) over t = 0 ... x",
+    lambda xp, x: erf_array(x),
+    lambda xp, x: xp.exp(-x * x) * (2 / math.pi**0.5),
+)
 
 
 class Clip(Function):
@@ -122,7 +107,7 @@ class Clip(Function):
         return y
 
     def backward(self, gy: Any) -> Any:
-        return array_module(gy).where(self.inside, gy, gy.dtype.type(0))
+        return masked(gy, self.inside)
 
 
 class Cast(Function):
@@ -154,63 +139,30 @@ class Where(Function):
         return array_module(x).where(self.condition, x, y)
 
     def backward(self, gz: Any) -> tuple:
-        where, zero = array_module(gz).where, gz.dtype.type(0)
-        gx = unbroadcast(where(self.condition, gz, zero), self.shapes[0]) if self.needs[0] else None
-        return gx, unbroadcast(where(self.condition, zero, gz), self.shapes[1]) if self.needs[1] else None
+        gx = unbroadcast(masked(gz, self.condition), self.shapes[0]) if self.needs[0] else None
+        return gx, unbroadcast(masked(gz, ~self.condition), self.shapes[1]) if self.needs[1] else None
 
 
 class Maximum(Function):
     """z = max(x, y), element by element; equals share the gradient equally"""
 
-    choose, loses = "maximum", operator.lt
+    choose, loses = "maximum", staticmethod(operator.lt)
 
     def forward(self, x: Any, y: Any) -> Any:
         self.pair = x, y
         return getattr(array_module(x), self.choose)(x, y)
 
     def backward(self, gz: Any) -> tuple:
-        where, (x, y) = array_module(gz).where, self.pair
-        gz = where(x == y, gz / 2, gz)
-        return tuple(
-            unbroadcast(where(type(self).loses(a, b), gz.dtype.type(0), gz), a.shape) if need else None
-            for a, b, need in ((x, y, self.needs[0]), (y, x, self.needs[1]))
-        )
+        x, y = self.pair
+        gz = gz * (1 - (x == y) * gz.dtype.type(0.5))
+        gx = unbroadcast(masked(gz, ~self.loses(x, y)), x.shape) if self.needs[0] else None
+        return gx, unbroadcast(masked(gz, ~self.loses(y, x)), y.shape) if self.needs[1] else None
 
 
 class Minimum(Maximum):
     """z = min(x, y), element by element; equals share the gradient equally"""
 
-    choose, loses = "minimum", operator.gt
-
-
-def sign(x: Any) -> Tensor:
-    """-1, 0 or 1: the sign of each value; its gradient is 0."""
-    return Sign()(x)
-
-
-def sin(x: Any) -> Tensor:
-    """Sine."""
-    return Sin()(x)
-
-
-def cos(x: Any) -> Tensor:
-    """Cosine."""
-    return Cos()(x)
-
-
-def log1p(x: Any) -> Tensor:
-    """ln(1 + x), exact for small x."""
-    return Log1p()(x)
-
-
-def expm1(x: Any) -> Tensor:
-    """e^x - 1, exact for small x."""
-    return Expm1()(x)
-
-
-def erf(x: Any) -> Tensor:
-    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) over t = 0 ... x."""
-    return Erf()(x)
+    choose, loses = "minimum", staticmethod(operator.gt)
 
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:

@@ -3,10 +3,19 @@
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from minidnn.backend import array_module
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.shape import reshape
 from minidnn.tensor import Function, Tensor, as_tensor
+
+
+def means(a: Any) -> Any:
+    """Of each sample and group of `a` (n, pixels, groups, channels): (n, 1, groups, 1); summed in float64."""
+    first, second = (1, 3) if a.shape[1] > a.shape[3] else (3, 1)  # over the longer axis first: that is faster
+    m = a.mean(axis=first, keepdims=True, dtype=np.float64).mean(axis=second, keepdims=True)
+    return m.astype(a.dtype)
 
 
 class GroupNorm(Function):
@@ -29,8 +38,8 @@ class GroupNorm(Function):
             )
         self.parts = n, prod(rest), self.groups, c // self.groups
         xhat = x.reshape(self.parts)
-        xhat = xhat - xhat.mean(axis=(1, 3), keepdims=True)
-        var = (xhat * xhat).mean(axis=(1, 3), keepdims=True)
+        xhat = xhat - means(xhat)
+        var = means(xhat * xhat)
         var += self.eps
         self.scale = 1 / array_module(x).sqrt(var)
         xhat *= self.scale
@@ -44,8 +53,8 @@ class GroupNorm(Function):
             return (None,)
         g, xhat = (gy * self.gamma).reshape(self.parts), self.xhat.reshape(self.parts)
         product = g * xhat
-        share = product.mean(axis=(1, 3), keepdims=True)
-        g -= g.mean(axis=(1, 3), keepdims=True)
+        share = means(product)
+        g -= means(g)
         g -= array_module(gy).multiply(xhat, share, out=product)
         g *= self.scale
         return (g.reshape(gy.shape),)

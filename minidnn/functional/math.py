@@ -1,4 +1,4 @@
-"""Arithmetic and element-wise mathematics, with NumPy's broadcasting.
+"""Arithmetic, with NumPy's broadcasting.
 
 A Python number as an operand takes the dtype of the other: it never widens a float32 result.
 """
@@ -88,17 +88,6 @@ class Neg(Function):
         return -gy
 
 
-class Abs(Function):
-    """y = |x|, with gradient 0 at 0"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).abs(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy * array_module(gy).sign(self.x)
-
-
 class Power(Function):
     """y = x^p        p a number"""
 
@@ -129,43 +118,6 @@ class TensorPower(Function):
         if self.needs[1]:  # 0^y is constant, but for negative y
             gy = unbroadcast(gz * (self.z * xp.log(xp.where((x == 0) & (y >= 0), one, x))), y.shape)
         return gx, gy
-
-
-class Exp(Function):
-    """y = e^x"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).exp(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy * self.y
-
-
-class Log(Function):
-    """y = ln x"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).log(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy / self.x
-
-
-class Sqrt(Function):
-    """y = x^(1/2)"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).sqrt(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy / (2 * self.y)
 
 
 def _operand(x: Any, other: Any) -> Tensor:
@@ -205,28 +157,8 @@ def neg(x: Any) -> Tensor:
     return Neg()(x)
 
 
-def abs(x: Any) -> Tensor:
-    """|x|"""
-    return Abs()(x)
-
-
 def power(x: Any, exponent: Any) -> Tensor:
     """x^exponent, element by element; the exponent is a number or a tensor."""
     if isinstance(exponent, (int, float)):
         return Power(exponent if isinstance(exponent, int) else float(exponent))(x)
     return TensorPower()(_operand(x, exponent), _operand(exponent, x))
-
-
-def exp(x: Any) -> Tensor:
-    """e^x"""
-    return Exp()(x)
-
-
-def log(x: Any) -> Tensor:
-    """Natural logarithm."""
-    return Log()(x)
-
-
-def sqrt(x: Any) -> Tensor:
-    """Square root."""
-    return Sqrt()(x)
