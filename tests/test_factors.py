@@ -129,7 +129,7 @@ def test_updates_are_the_same(options):
             optimiser.step()
             for parameter in fc.parameters():
                 parameter.zero_grad()
-        both.append((fc.W.data, fc.b.data, *optimiser._velocity.values()))
+        both.append((fc.W.data, fc.b.data, *optimiser.state_dict()["velocity"].values()))
     for a, b in zip(*both, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
 

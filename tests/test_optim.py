@@ -170,7 +170,7 @@ def test_state_that_does_not_fit():
     optimizer = SGD([parameter([1.0, 2.0])], 0.1, momentum=0.9)
     with pytest.raises(KeyError, match=r"unexpected \['v'\]"):
         optimizer.load_state_dict({"iteration": 1, "velocity": {"v": np.zeros(2)}})
-    with pytest.raises(ValueError, match=r"w: momentum of shape \(3,\), expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"w: velocity of shape \(3,\), expected \(2,\)"):
         optimizer.load_state_dict({"iteration": 1, "velocity": {"w": np.zeros(3)}})
     assert optimizer.iteration == 0
     with pytest.raises(ValueError, match="kept by parameter name, but 'w' is no name of one"):

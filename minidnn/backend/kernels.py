@@ -35,6 +35,7 @@ FAST = {
     "lrn_gradient": "normalize",
     "momentum_update": "update",
     "factored_update": "update",
+    "adaptive_update": "update",
 }
 
 _use_fast = os.environ.get("MINIDNN_FAST", "1") != "0"

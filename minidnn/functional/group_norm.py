@@ -13,7 +13,9 @@ from minidnn.tensor import Function, Tensor, as_tensor
 
 def means(a: Any) -> Any:
     """Of each sample and group of `a` (n, pixels, groups, channels): (n, 1, groups, 1); summed in float64."""
-    first, second = (1, 3) if a.shape[1] > a.shape[3] else (3, 1)  # over the longer axis first: that is faster
+    first, second = (
+        (1, 3) if a.shape[1] > a.shape[3] else (3, 1)
+    )  # over the longer axis first: that is faster
     m = a.mean(axis=first, keepdims=True, dtype=np.float64).mean(axis=second, keepdims=True)
     return m.astype(a.dtype)
 

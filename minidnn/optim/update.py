@@ -1,4 +1,4 @@
-"""The arithmetic of an SGD update.
+"""The arithmetic of an update.
 
 AlexNet has 61 million weights and little arithmetic per weight in an update, so the update is bound by
 memory: it walks through weights, gradients and momenta together in blocks that stay in the cache, and
@@ -48,6 +48,49 @@ def factored_update(
 ) -> None:
     """`momentum_update` with g = x^T gy"""
     momentum_update(w, x.T @ gy, v, rate, momentum, nesterov, decay)
+
+
+@kernel
+def adaptive_update(
+    w: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    rate: float,
+    decay: float,
+    decoupled: bool,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    age1: float,
+    age2: float,
+) -> None:
+    """m <- beta1 m + (1 - beta1) d;  v <- beta2 v + (1 - beta2) d^2;  w <- w - rate (m / age1) / (sqrt(v / age2) + eps)
+
+    d = g + decay w; or, `decoupled`, d = g and w <- w - rate decay w before. Without m (None) d is in its place.
+    """
+    xp = array_module(w)
+    arrays = [w, g, v] if m is None else [w, g, v, m]
+    limit = BLOCK[xp.__name__]
+    scratch = [xp.empty(min(limit, w.size), w.dtype) for _ in range(2)]
+    for w, g, v, *mean in _blocks(arrays, limit):
+        a, b = [buffer[: w.size].reshape(w.shape) for buffer in scratch]
+        if decoupled:
+            w *= 1 - rate * decay
+        elif decay:
+            g = xp.add(xp.multiply(w, decay, out=a), g, out=a)
+        v *= beta2
+        v += xp.multiply(xp.multiply(g, g, out=b), 1 - beta2, out=b)
+        for m in mean:
+            m *= beta1
+            m += xp.multiply(g, 1 - beta1, out=b)
+            g = m
+        xp.sqrt(v, out=b)
+        b *= age2**-0.5
+        b += eps
+        xp.divide(g, b, out=b)
+        b *= rate / age1
+        w -= b
 
 
 def _blocks(arrays: Sequence[Any], limit: int) -> Iterator[Sequence[Any]]:
