@@ -95,6 +95,45 @@ class BatchNorm(Module):
         return tuple(shape)
 
 
+class LayerNorm(Module):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta over the last axis of each row (Ba et al. 2016)
+
+    Weight decay leaves ``gamma`` and ``beta`` (features,) out, as in `BatchNorm`.
+    """
+
+    def __init__(self, features: int, eps: float = 1e-5) -> None:
+        if features < 1:
+            raise ValueError(f"{self.label}: needs features >= 1, got {features}")
+        self.features = features
+        self.eps = eps
+        self.gamma = Parameter((features,), ones, decay=False)
+        self.beta = Parameter((features,), zeros, decay=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each row by its own statistics."""
+        return F.layer_norm(x, self.gamma, self.beta, self.eps)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The input's."""
+        if shape[-1] != self.features:
+            raise ValueError(f"{self.label}: input has {shape[-1]} features, expected {self.features}")
+        return tuple(shape)
+
+
+class GroupNorm(LayerNorm):
+    """As `LayerNorm`, over all pixels and the channels of each of ``groups`` equal groups (Wu and He 2018)"""
+
+    def __init__(self, groups: int, features: int, eps: float = 1e-5) -> None:
+        super().__init__(features, eps)
+        if groups < 1 or features % groups:
+            raise ValueError(f"{self.label}: {features} channels do not divide into {groups} groups")
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each sample and group by its own statistics."""
+        return F.group_norm(x, self.gamma, self.beta, self.groups, self.eps)
+
+
 class Dropout(Module):
     """y = x keep / (1 - p) in training, y = x in evaluation        keep (n, ...) of zeros and ones
 

@@ -2,7 +2,7 @@
 
 from minidnn.optim import schedules
 from minidnn.optim.adaptive import Adam, AdamW, RMSprop
-from minidnn.optim.clip import clip_grad_norm, clipping_factor, scale_gradients, sum_of_squares
+from minidnn.optim.clip import clip_grad_norm, scale_gradients, sum_of_squares
 from minidnn.optim.optimiser import Optimiser
 from minidnn.optim.schedules import Plateau, constant, cosine, one_cycle, step, warmup
 from minidnn.optim.sgd import SGD
@@ -15,7 +15,6 @@ __all__ = [
     "RMSprop",
     "SGD",
     "clip_grad_norm",
-    "clipping_factor",
     "constant",
     "cosine",
     "one_cycle",

@@ -1,35 +1,29 @@
 """What all optimisers share: groups of parameters and their options, learning rates, and named state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from typing import Any
 
 import numpy as np
 
 from minidnn.backend import array_module, to_device
-from minidnn.optim.schedules import Schedule
 from minidnn.tensor import Tensor
 
 
 class Optimiser(ABC):
     """Updates parameters in place, element by element: a part of a parameter is updated as the whole would be.
 
-    The rate of iteration i, counted from 0, is ``lr * schedule(i) / (1 + decay * i)``; the second factor is
-    Keras's ``decay``.
+    The rate of iteration i, counted from 0, is ``lr * schedule(i) / (1 + decay * i)``, by Keras's ``decay``.
 
     Parameters
     ----------
     params : iterable of Tensor, or of groups ``{"params": [...], "lr": ...}``
-        A group may override each of the options. Weight decay leaves out parameters whose ``decay`` attribute
-        is False. A parameter without gradient is not updated.
-    lr : float
-        Learning rate; optional where every group has its own.
-    weight_decay, decay : float
-    schedule : callable, optional
-        From the iteration to a factor: see `minidnn.optim.schedules`.
-    **options : float
-        Those of the method.
+        A group may override each of the options. A parameter without gradient is not updated.
+    *values, **options
+        By position or name, those of `defaults`, which the class describes; common to all are ``lr``, optional
+        where every group has its own, ``weight_decay``, which leaves out parameters whose ``decay`` attribute
+        is False, ``decay``, and ``schedule``, from the iteration to a factor: see `minidnn.optim.schedules`.
 
     Attributes
     ----------
@@ -37,6 +31,8 @@ class Optimiser(ABC):
         All options of each group, and its "params"; options may be changed between steps.
     iteration : int
         Steps made so far.
+    defaults : dict
+        The options of the method.
     slots : tuple of str
         What is kept for each parameter: arrays of its shape, or how often something happened.
 
@@ -48,24 +44,21 @@ class Optimiser(ABC):
         Something that is not a Tensor.
     """
 
-    slots: tuple[str, ...] = ()
+    defaults: Mapping[str, Any]
+    slots: tuple[str, ...]
 
     def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[Mapping[str, Any]],
-        lr: float | None,
-        weight_decay: float,
-        decay: float,
-        schedule: Schedule | Callable[[int], float] | None,
-        **options: float,
+        self, params: Iterable[Tensor] | Iterable[Mapping[str, Any]], *values: Any, **options: Any
     ) -> None:
-        defaults = {"lr": lr, **options, "weight_decay": weight_decay, "decay": decay, "schedule": schedule}
         params = _listed(params, type(self).__name__)
         if not all(isinstance(entry, Mapping) for entry in params):
             params = [{"params": params}]
+        defaults = {**self.defaults, **dict(zip(self.defaults, values, strict=False)), **options}
+        if len(defaults) > len(self.defaults) or len(values) > len(defaults):
+            raise ValueError(
+                f"{type(self).__name__}: expected any of {', '.join(self.defaults)}; got {options}"
+            )
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
-        for number, group in enumerate(self.groups):
-            self.check(f"group {number}", group)
         self.iteration = 0
         self._state: dict[int, dict[str, Any]] = {}  # by id: the groups keep the parameters alive
         seen: list[int] = []
@@ -73,10 +66,6 @@ class Optimiser(ABC):
             if id(parameter) in seen:
                 raise ValueError(f"parameter {parameter.name!r} is given twice")
             seen.append(id(parameter))
-
-    @abstractmethod
-    def check(self, where: str, group: Mapping[str, Any]) -> None:
-        """ValueError naming `where` if an option of the method is out of range."""
 
     @abstractmethod
     def update(
@@ -231,6 +220,11 @@ def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -
             raise TypeError(f"group {number}: expected tensors, as in model.parameters(), got {kind}")
     if group["lr"] is None or not group["lr"] >= 0:
         raise ValueError(f"group {number}: needs a learning rate of at least 0, got {group['lr']}")
+    for name in group.keys() & {"momentum", "beta", "beta1", "beta2"}:
+        if not 0 <= group[name] < 1:
+            raise ValueError(f"group {number}: {name} must be in [0, 1), got {group[name]}")
+    if group.get("nesterov") and not group["momentum"]:
+        raise ValueError(f"group {number}: Nesterov's form needs a momentum")
     if not (group["weight_decay"] >= 0 and group["decay"] >= 0):
         raise ValueError(f"group {number}: weight_decay and decay must not be negative")
     return group
