@@ -58,7 +58,7 @@ def conv2d(d):
     options = tuple(stride), tuple(padding), tuple(dilation), groups
 
     def theirs(x, W, b=None):
-        return channels_first(lambda x: TF.conv2d(x, W.permute(3, 2, 0, 1), b, *options))(x)
+        return channels_first(lambda x: TF.conv2d(x, W.permute(3, 2, 0, 1).contiguous(), b, *options))(x)
 
     return lambda x, W, b=None: F.conv2d(x, W, b, *options), theirs, arrays
 

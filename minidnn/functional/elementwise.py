@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.polynomial import Chebyshev, Polynomial
 
 from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
@@ -17,21 +16,26 @@ from minidnn.tensor import Function, Tensor, as_tensor
 
 @functools.cache
 def _erf_polynomial(dtype: str) -> tuple[float, list[float]]:
-    """(a, coefficients): erf x = x P(2 x^2 / a^2 - 1) for |x| <= a, and 1 to the last digit beyond."""
-    largest, degree = {"float64": (5.95, 44)}.get(dtype, (3.95, 16))
-    nodes = functools.partial(map, lambda t: math.erf(t**0.5) / t**0.5)
-    P = Chebyshev.interpolate(lambda t: np.array(list(nodes(t))), degree, domain=[0, largest**2])
-    return largest, P.convert(kind=Polynomial, domain=P.domain, window=P.window).coef.tolist()
+    """(a, coefficients of P): erf x = x P(2 x^2 / a^2 - 1) for |x| <= a, and 1 to the last digit beyond.
+
+    By interpolation at Chebyshev's points, whose angles are multiples of pi / 2n, reduced before they are rounded.
+    """
+    a, n = {"float64": (5.95, 43)}.get(dtype, (3.95, 17))
+    odd = 2 * np.arange(n) + 1
+    samples = [math.erf(x) / x for x in a * np.cos(odd * (math.pi / (4 * n)))]
+    series = np.cos(np.outer(np.arange(n), odd) % (4 * n) * (math.pi / (2 * n))) @ samples * (2 / n)
+    series[0] /= 2
+    return a, np.polynomial.chebyshev.cheb2poly(series).tolist()
 
 
 @kernel
 def erf_array(x: Any, out: Any = None) -> Any:
-    """The error function of a raw array, into `out` if given; within 4e-7 in float32, 3e-14 in float64."""
+    """The error function of a raw array, into `out` if given; within 3e-7 in float32, 6e-15 in float64."""
     xp = array_module(x)
-    largest, (*coefficients, y) = _erf_polynomial(x.dtype.name)
-    x = xp.clip(x, -largest, largest)
+    a, (*coefficients, y) = _erf_polynomial(x.dtype.name)
+    x = xp.clip(x, -a, a)
     u = x * x
-    u *= 2 / largest**2
+    u *= 2 / a**2
     u -= 1
     y = xp.full_like(u, y)
     for c in reversed(coefficients):  # Horner's rule
