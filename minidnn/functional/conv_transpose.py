@@ -39,6 +39,8 @@ def transposed_windows(
         m + (n * s if padding == "same" else (n - 1) * s + e - sum(p))
         for n, s, e, p, m in zip(image, stride, extent, sides, more, strict=True)
     )
+    if min(size) < 1:
+        raise ValueError(f"{place(operation)}: padding={padding!r} leaves no pixel of the result")
     window = windows(operation, size, kernel, stride, padding, dilation)
     if window.out != tuple(image):
         raise ValueError(

@@ -24,8 +24,8 @@ class SoftmaxCrossEntropy(Loss):
         p /= s
         self.p = p
         if t.ndim == 2:
-            z *= t
             z[t == 0] = 0  # where a logit is -inf, too
+            z *= t
             return xp.log(s)[:, 0] * t.sum(axis=1) - z.sum(axis=1)
         self.rows = xp.arange(len(t))
         return xp.log(s)[:, 0] - z[self.rows, t]
