@@ -20,6 +20,7 @@ from minidnn import functional as F
 from minidnn.backend import blas, kernels, pool
 from minidnn.functional.activation import rectify, rectify_gradient
 from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidnn.functional.elementwise import erf_array
 from minidnn.functional.geometry import windows
 from minidnn.functional.linear import (
     add_bias,
@@ -30,7 +31,7 @@ from minidnn.functional.linear import (
 )
 from minidnn.functional.normalize import lrn, lrn_gradient
 from minidnn.functional.pool import max_pool, max_pool_gradient, pool_windows
-from minidnn.optim.update import factored_update, momentum_update
+from minidnn.optim.update import adaptive_update, factored_update, momentum_update
 from minidnn.tensor import Tensor
 
 MODULES = [
@@ -187,6 +188,27 @@ def test_update_with_a_gradient_in_factors(momentum, nesterov, decay, cores):
         return w, v
 
     same(update)
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_adaptive_update(mean, cores):
+    def update():
+        w, g, m = (normal(30, 20, seed=i) for i in range(3))
+        v = abs(normal(30, 20, seed=3))
+        for rows in (slice(None), (slice(None), slice(1, 9))):  # contiguous, and not
+            part = w[rows], g[rows], m[rows] if mean else None, v[rows]
+            adaptive_update(*part, 0.1, 0.01, False, 0.9 if mean else 0.0, 0.99, 1e-8, 0.1, 0.01)
+        return w, m, v
+
+    same(update)
+
+
+def test_error_function(cores):
+    for dtype in (np.float64, np.float32):
+        x = 3 * normal(37, 20, dtype=dtype)
+        same(erf_array, x)
+        same(erf_array, x[:, ::3])
+        same(erf_array, np.array(0.5, dtype))
 
 
 def test_kernels_not_listed_cannot_be_chosen():

@@ -225,6 +225,8 @@ def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -
             raise ValueError(f"group {number}: {name} must be in [0, 1), got {group[name]}")
     if group.get("nesterov") and not group["momentum"]:
         raise ValueError(f"group {number}: Nesterov's form needs a momentum")
+    if not group.get("eps", 1) > 0:
+        raise ValueError(f"group {number}: eps must be positive, got {group['eps']}")
     if not (group["weight_decay"] >= 0 and group["decay"] >= 0):
         raise ValueError(f"group {number}: weight_decay and decay must not be negative")
     return group
