@@ -7,7 +7,7 @@ import numpy as np
 
 from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
-from minidnn.functional.elementwise import erf_array
+from minidnn.functional.elementwise import elementwise, erf_array
 from minidnn.tensor import Function, Tensor
 
 
@@ -34,19 +34,6 @@ class ReLU(Function):
 
     def backward(self, gy: Any) -> Any:
         return rectify_gradient(gy, self.y)
-
-
-class Sigmoid(Function):
-    """y = 1 / (1 + e^-x)"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = sigmoid_array(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy * (self.y * (1 - self.y))
 
 
 class Softmax(Function):
@@ -108,17 +95,6 @@ class LeakyReLU(Function):
         return gx
 
 
-class SiLU(Function):
-    """y = x s        s = 1 / (1 + e^-x)"""
-
-    def forward(self, x: Any) -> Any:
-        self.x, self.s = x, sigmoid_array(x)
-        return x * self.s
-
-    def backward(self, gy: Any) -> Any:
-        return gy * (self.s * (1 + self.x * (1 - self.s)))
-
-
 class GELU(Function):
     """y = x P        P = (1 + erf(x / sqrt 2)) / 2, the probability of a standard normal value below x"""
 
@@ -149,24 +125,36 @@ def sigmoid_array(x: Any) -> Any:
     return xp.divide(1, y)
 
 
+sigmoid = elementwise(
+    "sigmoid",
+    "1 / (1 + e^-x)",
+    lambda xp, y: y * (1 - y),
+    by_result=True,
+    value=lambda xp, x: sigmoid_array(x),
+)
+
+
+def _silu_slope(xp: Any, x: Any) -> Any:
+    s = sigmoid_array(x)
+    return s * (1 + x * (1 - s))
+
+
+silu = elementwise(
+    "silu",
+    "x / (1 + e^-x), also called swish (Hendrycks and Gimpel 2016; Ramachandran et al. 2017)",
+    _silu_slope,
+    value=lambda xp, x: x * sigmoid_array(x),
+)
+
+
 def relu(x: Any) -> Tensor:
     """max(x, 0)"""
     return ReLU()(x)
 
 
-def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + e^-x)"""
-    return Sigmoid()(x)
-
-
 def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
     """x where it is positive, else slope x (Maas et al. 2013)."""
     return LeakyReLU(float(slope))(x)
-
-
-def silu(x: Any) -> Tensor:
-    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016; Ramachandran et al. 2017)."""
-    return SiLU()(x)
 
 
 def gelu(x: Any) -> Tensor:

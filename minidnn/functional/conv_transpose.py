@@ -19,13 +19,7 @@ def exchanged(W: Any, groups: int) -> Any:
 def transposed_windows(
     image: tuple[int, int], kernel: Pair, stride: Pair, padding: Padding, output_padding: Pair, dilation: Pair
 ) -> Windows:
-    """The windows of the convolution that takes the result back to `image`: their `size` is the result's.
-
-    Raises
-    ------
-    ValueError
-        Options out of range.
-    """
+    """The windows of the convolution that takes the result back to `image`: their `size` is the result's."""
     operation = "conv_transpose2d"
     kernel, stride, dilation = (
         pair(value, name, operation)
@@ -89,29 +83,21 @@ def conv_transpose2d(
 ) -> Tensor:
     """Transposed convolution of images with filters: enlarges them by the stride.
 
+    oh = (h - 1) stride + (kh - 1) dilation + 1 - top - bottom + output_padding
+
     Parameters
     ----------
-    x : Tensor (n, h, w, i)
-    W : Tensor (kh, kw, i / groups, o)
-    b : Tensor (o,), optional
-    stride, dilation : int or pair
-        Pixels of the result between windows, and between the taps of a window.
-    padding : int, pair, ((top, bottom), (left, right)), "valid" or "same"
+    x, W, b : Tensors (n, h, w, i), (kh, kw, i / groups, o), and (o,) or None
+    padding : as for `conv2d`
         Pixels cut off around the result; "same" as in Keras: out = in * stride.
     output_padding : int or pair
         Pixels of the result, fewer than the stride, at the bottom and right that a convolution back would not
         read.
-    groups : int
-        Input and output channels are split into so many groups, each seeing only its own.
+    stride, dilation, groups : as for `conv2d`
 
     Returns
     -------
-    Tensor (n, oh, ow, o), oh = (h - 1) stride + (kh - 1) dilation + 1 - top - bottom + output_padding
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit, or options out of range.
+    Tensor (n, oh, ow, o)
     """
     operation, i = "conv_transpose2d", x.shape[-1]
     if not isinstance(groups, int) or groups < 1:

@@ -47,12 +47,6 @@ def einsum(subscripts: str, *xs: Any) -> Tensor:
     As `numpy.einsum`: without an arrow the result has the letters that are there once, in alphabetical order;
     "..." stands for further axes, which broadcast; a letter twice in a term takes the diagonal.
 
-    Parameters
-    ----------
-    subscripts : str
-    *xs : Tensor
-        As many as `subscripts` has terms.
-
     Raises
     ------
     ValueError

@@ -60,40 +60,35 @@ class Elementwise(Function):
         return gy * self.slope(array_module(gy), self.kept)
 
 
-def _function(
-    name: str, doc: str, value: Any, slope: Any, by_result: bool = False
-) -> Callable[[Any], Tensor]:
-    """A function of one tensor, each of whose calls is a node of a class of its own."""
+def elementwise(name: str, doc: str, slope: Any, by_result: bool = False, value: Any = None) -> Callable:
+    """A function of one tensor, by default the array module's of this name; its nodes are of a class of its own."""
+    value = value or (lambda xp, x: getattr(xp, name)(x))
     rules = {"value": staticmethod(value), "slope": staticmethod(slope), "by_result": by_result}
-    kind = type(name, (Elementwise,), {"__doc__": doc, "saves_inputs": not by_result, **rules})
+    kind = type(name.title(), (Elementwise,), {"__doc__": doc, "saves_inputs": not by_result, **rules})
 
     def function(x: Any) -> Tensor:
         return kind()(x)
 
-    function.__name__ = function.__qualname__ = name.lower()
+    function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
     return function
 
 
-abs = _function("Abs", "|x|, with gradient 0 at 0", lambda xp, x: xp.abs(x), lambda xp, x: xp.sign(x))
-sign = _function(
-    "Sign", "-1, 0 or 1, with gradient 0", lambda xp, x: xp.sign(x), lambda xp, x: x.dtype.type(0)
-)
-exp = _function("Exp", "e^x", lambda xp, x: xp.exp(x), lambda xp, y: y, by_result=True)
-expm1 = _function("Expm1", "e^x - 1, exact for small x", lambda xp, x: xp.expm1(x), lambda xp, y: y + 1, True)
-log = _function("Log", "ln x", lambda xp, x: xp.log(x), lambda xp, x: 1 / x)
-log1p = _function(
-    "Log1p", "ln(1 + x), exact for small x", lambda xp, x: xp.log1p(x), lambda xp, x: 1 / (1 + x)
-)
-sqrt = _function("Sqrt", "The square root of x", lambda xp, x: xp.sqrt(x), lambda xp, y: 0.5 / y, True)
-sin = _function("Sin", "sin x", lambda xp, x: xp.sin(x), lambda xp, x: xp.cos(x))
-cos = _function("Cos", "cos x", lambda xp, x: xp.cos(x), lambda xp, x: -xp.sin(x))
-tanh = _function("Tanh", "tanh x", lambda xp, x: xp.tanh(x), lambda xp, y: 1 - y * y, by_result=True)
-erf = _function(
-    "Erf",
+abs = elementwise("abs", "|x|, with gradient 0 at 0", lambda xp, x: xp.sign(x))
+sign = elementwise("sign", "-1, 0 or 1, with gradient 0", lambda xp, x: x.dtype.type(0))
+exp = elementwise("exp", "e^x", lambda xp, y: y, by_result=True)
+expm1 = elementwise("expm1", "e^x - 1, exact for small x", lambda xp, y: y + 1, by_result=True)
+log = elementwise("log", "ln x", lambda xp, x: 1 / x)
+log1p = elementwise("log1p", "ln(1 + x), exact for small x", lambda xp, x: 1 / (1 + x))
+sqrt = elementwise("sqrt", "The square root of x", lambda xp, y: 0.5 / y, by_result=True)
+sin = elementwise("sin", "sin x", lambda xp, x: xp.cos(x))
+cos = elementwise("cos", "cos x", lambda xp, x: -xp.sin(x))
+tanh = elementwise("tanh", "tanh x", lambda xp, y: 1 - y * y, by_result=True)
+erf = elementwise(
+    "erf",
     "The error function: 2 / sqrt(pi) times the integral of e^(-t^2) over t = 0 ... x",
-    lambda xp, x: erf_array(x),
     lambda xp, x: xp.exp(-x * x) * (2 / math.pi**0.5),
+    value=lambda xp, x: erf_array(x),
 )
 
 

@@ -10,23 +10,12 @@ from minidnn.tensor import Tensor, as_tensor
 
 
 def embedding(x: Any, W: Any) -> Tensor:
-    """y[...] = W[x[...]]: a row of features for each number.
-
-    Parameters
-    ----------
-    x : int Tensor or array (...)
-    W : Tensor (count, features)
-
-    Returns
-    -------
-    Tensor (..., features)
+    """y[...] = W[x[...]], a row for each number        x (...) integers   W (count, features)   y (..., features)
 
     Raises
     ------
-    TypeError
-        Numbers that are no integers.
-    ValueError
-        A number outside 0 ... count - 1, looked for where `x` is in host memory.
+    TypeError, ValueError
+        No integers; a number outside 0 ... count - 1, looked for where `x` is in host memory.
     """
     x, W = as_tensor(x), as_tensor(W)
     if x.dtype.kind not in "iu":

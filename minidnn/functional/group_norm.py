@@ -67,31 +67,17 @@ class GroupNorm(Function):
 
 
 def group_norm(x: Any, gamma: Any, beta: Any, groups: int, eps: float = 1e-5) -> Tensor:
-    """Normalise each sample by groups of c / groups channels, over all its pixels (Wu and He 2018).
+    """Normalise each sample of x (n, ..., c) by groups of c / groups channels, over all pixels (Wu and He 2018).
 
-    Parameters
-    ----------
-    x : Tensor (n, ..., c)
-    gamma, beta : Tensor (c,)
-
-    Returns
-    -------
-    Tensor (n, ..., c)
+    The result is scaled by `gamma` and shifted by `beta`, both (c,).
     """
     return GroupNorm(groups, eps)(x, gamma, beta)
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5) -> Tensor:
-    """Normalise each row of features for itself (Ba et al. 2016): the mean and variance are over the last axis.
+    """Normalise each row of x (..., c) by the mean and variance of its own c features (Ba et al. 2016).
 
-    Parameters
-    ----------
-    x : Tensor (..., c)
-    gamma, beta : Tensor (c,)
-
-    Returns
-    -------
-    Tensor (..., c)
+    The result is scaled by `gamma` and shifted by `beta`, both (c,).
     """
     x = as_tensor(x)
     y = group_norm(reshape(x, (prod(x.shape[:-1]), x.shape[-1])), gamma, beta, 1, eps)

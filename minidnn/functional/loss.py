@@ -2,12 +2,13 @@
 rows given): summed over any split of the rows, losses and gradients are those of the whole batch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from minidnn.backend import array_module, is_array, to_host
+from minidnn.backend import array_module, is_array, to_device
 from minidnn.functional.activation import sigmoid_array
 from minidnn.functional.errors import place, wrong_shape
 from minidnn.tensor import Function, Tensor, as_tensor
@@ -19,15 +20,11 @@ class Loss(Function):
     """L = 1/divisor sum of l, or l itself where `divisor` is None; `values` gives l, `slope` its derivative"""
 
     saves_inputs = False
+    values: Callable[[Any], Any]
+    slope: Callable[[], Any]
 
     def __init__(self, target: Any, divisor: float | None) -> None:
         self.target, self.divisor = target, divisor
-
-    def values(self, x: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} defines no values")
-
-    def slope(self) -> Any:
-        raise TypeError(f"{type(self).__name__} defines no slope")
 
     def forward(self, x: Any) -> Any:
         values = self.values(x)
@@ -214,6 +211,6 @@ def target_for(operation: str, target: Any, y: Any, name: str = "target") -> Any
 
 
 def beside(array: Any, y: Any) -> Any:
-    """`array` in the memory where tensor `y` is."""
+    """`array` in the memory where tensor `y` is: a copy, for backward reads it, and its owner may change it."""
     xp = array_module(y.data)
-    return to_host(array) if xp is np else xp.asarray(array)
+    return xp.array(to_device(array, xp))

@@ -21,9 +21,7 @@ class Adam(Optimiser):
     slots = ("updates", "mean", "square")
     decoupled = False
 
-    def update(
-        self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping[str, Any]
-    ) -> None:
+    def update(self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping) -> None:
         """By the two running means, made larger while they are young."""
         state, betas = self.state_of(parameter), (options["beta1"], options["beta2"])
         state["updates"] = updates = state.get("updates", 0) + 1
@@ -51,9 +49,7 @@ class RMSprop(Optimiser):
     defaults = {"lr": 1e-2, "beta": 0.99, "eps": 1e-8, **COMMON}
     slots = ("square",)
 
-    def update(
-        self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping[str, Any]
-    ) -> None:
+    def update(self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping) -> None:
         """By the gradient itself."""
         rule = rate, decay, False, 0.0, options["beta"], options["eps"], 1.0, 1.0
         adaptive_update(parameter.data, _array(g), None, self.kept(parameter, "square"), *rule)

@@ -68,9 +68,7 @@ class Optimiser(ABC):
             seen.append(id(parameter))
 
     @abstractmethod
-    def update(
-        self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping[str, Any]
-    ) -> None:
+    def update(self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping) -> None:
         """Update one parameter in place, by its gradient (an array or `Factors`), and what is kept for it."""
 
     def parameters(self) -> Iterator[Tensor]:
@@ -184,7 +182,7 @@ class Optimiser(ABC):
 
 def _part(parameter: Tensor, slot: str, value: Any) -> Any:
     """A loaded value as `parameter` needs it: a count, or an array of its own."""
-    if np.asarray(value).dtype.kind in "iu":
+    if np.dtype(getattr(value, "dtype", int)).kind in "iu":
         return int(value)
     if value.shape != parameter.shape and value.shape == getattr(parameter, "full_shape", None):
         value = value[parameter.slices]

@@ -21,9 +21,7 @@ class SGD(Optimiser):
     defaults = {"lr": None, "momentum": 0.0, "nesterov": False, **COMMON}
     slots = ("velocity",)
 
-    def update(
-        self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping[str, Any]
-    ) -> None:
+    def update(self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping) -> None:
         """By the momentum."""
         velocity = self.kept(parameter, "velocity") if options["momentum"] else None
         rule = rate, options["momentum"], options["nesterov"], decay
