@@ -1,11 +1,9 @@
 """Bias and ReLU on all cores."""
 
-from typing import Any
-
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 
 SMALL = 1 << 17  # elements that are not worth more than one thread
 PART = 1 << 18  # elements of a part
@@ -24,11 +22,11 @@ def add_bias(y: np.ndarray, b: np.ndarray) -> np.ndarray:
     return y
 
 
-def rectify(x: np.ndarray, out: Any = None) -> np.ndarray:
+def rectify(x: np.ndarray) -> np.ndarray:
     """max(x, 0)"""
     if x.size < SMALL or not x.flags.c_contiguous:
-        return plain("rectify")(x, out)
-    y = np.empty_like(x) if out is None else out
+        return plain("rectify")(x)
+    y = np.empty_like(x)
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     each(lambda part: np.maximum(flat_x[part], 0, out=flat_y[part]), spans(x.size, PART))
     return y

@@ -7,7 +7,7 @@ The sums over neighbouring channels are taken on the part as one long vector, wi
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 from minidnn.functional.normalize import inverse_power
 
 SMALL = 1 << 16  # elements that are not worth more than one thread

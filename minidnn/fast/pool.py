@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 from minidnn.fast.taps import Area
 from minidnn.functional.geometry import Windows
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 
 SMALL = 1 << 19  # multiplications that are not worth more than one thread
 FEW_ROWS = 64

@@ -6,9 +6,9 @@ over a part in the cache. With a gradient in factors the first one is a matrix p
 
 import numpy as np
 
-from minidnn.backend.blas import add_product, add_scaled
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.openblas import add_product, add_scaled
+from minidnn.backend.workers import each, spans
 
 SMALL = 1 << 17  # elements that are not worth more than one thread
 PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
