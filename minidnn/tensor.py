@@ -54,11 +54,11 @@ class Tensor:
     creator, index : Function or None, int
         The node that made this tensor, and which of its outputs it is. A tensor without creator is a leaf.
     version : int
-        Counts `assign`: backward raises if a leaf it needs has changed since forward. Writing into
-        ``.data`` (or into the array of a `detach`) goes around this check.
+        Counts `assign` to this tensor and to those that share its memory (views, `detach`): backward raises if
+        a leaf it needs has changed since forward. Writing into ``.data`` goes around this check.
     """
 
-    __slots__ = "data grad requires_grad name creator index version grad_buffer __weakref__".split()
+    __slots__ = "data grad requires_grad name creator index changes grad_buffer __weakref__".split()
     __array_ufunc__ = None  # array * tensor is left to Tensor.__rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None) -> None:
@@ -80,8 +80,16 @@ class Tensor:
         self.name = name
         self.creator: Function | None = None
         self.index = 0
-        self.version = 0
+        self.changes = _Changes()
         self.grad_buffer: Any = None
+
+    @property
+    def version(self) -> int:
+        return self.changes.count
+
+    @version.setter
+    def version(self, count: int) -> None:
+        self.changes.count = count
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +131,9 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """A leaf that shares the values and needs no gradient."""
-        return Tensor(self.data)
+        leaf = Tensor(self.data)
+        leaf.changes = self.changes
+        return leaf
 
     def assign(self, array: Any) -> None:
         """Replace the values in place.
@@ -135,11 +145,13 @@ class Tensor:
         TypeError
             `array` has another dtype.
         RuntimeError
-            The tensor is the result of a recorded operation: backward may need its values.
+            The tensor, or one whose memory it shares, is the result of a recorded operation: backward may need
+            its values.
         """
-        if self.creator is not None:
+        if self.creator is not None or self.changes is _RESULT:
             raise RuntimeError(
-                "assign to the result of an operation: backward may need its values; detach() first"
+                "assign to the result of an operation, or to a part of it: backward may need its values; "
+                "Tensor(y.data.copy()) is a leaf of its own"
             )
         data = self.data
         if isinstance(array, Tensor):
@@ -158,9 +170,21 @@ class Tensor:
         self.grad = None
 
     def backward(self, gradient: Any = None) -> None:
-        """`Tape.backward` from this tensor on the tape that recorded it."""
+        """`Tape.backward` from this tensor, through all that led to it, on whatever tape it was recorded."""
         tape = self.creator.tape() if self.creator is not None else None
-        (tape or state.implicit).backward(self, gradient)
+        (tape or state.implicit).backward(self, gradient, everywhere=True)
+
+
+class _Changes:
+    """How often values in memory were changed: one count for all tensors that share it."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+_RESULT = _Changes()  # of all results of recorded operations: nobody may change them
 
 
 class Function:
@@ -208,7 +232,13 @@ class Function:
         ------
         TypeError
             Inputs of different dtypes: nothing is converted silently.
+        RuntimeError
+            The instance is a node already: each call needs one of its own.
         """
+        if hasattr(self, "edges"):
+            raise RuntimeError(
+                f"{self.name}: this instance is a node of the graph already; make one for each call"
+            )
         try:
             arrays = [t.data for t in inputs]
             needs = tuple([t.requires_grad for t in inputs])
@@ -221,35 +251,42 @@ class Function:
             arrays = None
         if arrays is None:
             return self(*[as_tensor(t) for t in inputs])
-        if not (state.enabled and (self.collective or True in needs)):
-            self.needs = (False,) * len(arrays)
-            outputs = self.forward(*arrays)
-            return tuple([_result(y) for y in outputs]) if type(outputs) is tuple else _result(outputs)
-        self.needs = needs
+        node = self if state.enabled and (self.collective or True in needs) else None
+        self.needs = needs if node else (False,) * len(needs)
         outputs = self.forward(*arrays)
+        if node:
+            self._record(inputs)
+        if type(outputs) is tuple:
+            if node:
+                self.gys = [None] * len(outputs)
+            return tuple([_result(y, inputs, node, i) for i, y in enumerate(outputs)])
+        return _result(outputs, inputs, node)
+
+    def _record(self, inputs: tuple) -> None:
+        """Become a node of the current tape."""
+        tape = state.tape
+        reference = tape.reference
         edges: list[Any] = []
-        versions = None
+        versions = []
         for t in inputs:
             creator = t.creator
-            if creator is None:
-                edges.append((t, LEAF) if t.requires_grad else None)
-                if self.saves_inputs:
-                    versions = [(t, t.version)] if versions is None else [*versions, (t, t.version)]
-            else:
+            if creator is not None:
                 edges.append((creator, t.index))
+                if creator.tape is not reference:
+                    tape.bordered = True
+            else:
+                edges.append((t, LEAF) if t.requires_grad else None)
+            changes = t.changes
+            if changes is not _RESULT and self.saves_inputs:
+                versions.append((t, changes, changes.count))
         self.edges = edges
         self.versions = versions
-        tape = state.tape
+        self.gys = [None]
         self.layer = tape.layer
-        self.tape = tape.reference
+        self.tape = reference
         self.order = next_order()
         if not tape.implicit or self.collective:
             tape.nodes.append(self)
-        if type(outputs) is tuple:
-            self.gys = [None] * len(outputs)
-            return tuple([_result(y, self, i) for i, y in enumerate(outputs)])
-        self.gys = [None]
-        return _result(outputs, self)
 
     @property
     def name(self) -> str:
@@ -287,18 +324,17 @@ class Function:
 
     def check_versions(self) -> None:
         """Raise if a leaf that backward needs was changed since forward."""
-        for leaf, version in self.versions or ():
-            if leaf.version != version:
+        for t, changes, count in self.versions:
+            if changes.count != count:
                 raise RuntimeError(
-                    f"{self.name}: {leaf.name or 'an input'} was changed in place (assign) after forward; "
+                    f"{self.name}: {t.name or 'an input'} was changed in place (assign) after forward; "
                     "backward needs its old values"
                 )
 
     def release(self) -> None:
         """Drop what was saved for backward."""
         self.gys = None
-        self.edges = ()
-        self.versions = None
+        self.edges = self.versions = ()
         self.__dict__.clear()
 
 
@@ -311,7 +347,7 @@ def as_tensor(x: Any) -> Tensor:
     return x
 
 
-def _result(data: Any, creator: Function | None = None, index: int = 0) -> Tensor:
+def _result(data: Any, inputs: tuple, creator: Function | None, index: int = 0) -> Tensor:
     """A tensor made by an operation: `Tensor.__init__` without its checks."""
     if type(data) is not np.ndarray and isinstance(data, np.generic):
         data = np.asarray(data)  # NumPy turns results without axes into scalars
@@ -322,8 +358,12 @@ def _result(data: Any, creator: Function | None = None, index: int = 0) -> Tenso
     y.name = None
     y.creator = creator
     y.index = index
-    y.version = 0
+    y.changes = _Changes() if creator is None else _RESULT
     y.grad_buffer = None
+    view = data.base is not None
+    for t in inputs:
+        if t.data is data or view and array_module(data).may_share_memory(t.data, data):
+            y.changes = t.changes
     return y
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "cupy_available",
     "get_array_module",
     "is_array",
+    "masked",
     "to_device",
     "to_host",
 ]
@@ -33,6 +34,15 @@ def array_module(x: Any) -> ModuleType:
 def is_array(x: Any) -> bool:
     """True for a NumPy or CuPy array (not for lists or Python numbers)."""
     return isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy"
+
+
+def masked(a: Any, mask: Any, out: Any = None) -> Any:
+    """`a` where `mask`, else 0: a product of its bits, as fast as that of its values, and inf and NaN vanish too."""
+    if a.itemsize > 8:  # no integer has so many bits
+        return np.multiply(np.where(mask, a, 0), 1, out=out)
+    bits = f"u{a.itemsize}"
+    masked = array_module(a).multiply(a.view(bits), mask, out=None if out is None else out.view(bits))
+    return masked.view(a.dtype)
 
 
 def to_host(x: Any) -> np.ndarray:

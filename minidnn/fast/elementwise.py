@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minidnn.backend import masked
 from minidnn.backend.kernels import plain
 from minidnn.backend.workers import each, spans
 
@@ -38,5 +39,5 @@ def rectify_gradient(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
         return plain("rectify_gradient")(gy, y)
     gx = np.empty_like(gy)
     flat_gy, flat_y, flat_gx = gy.reshape(-1), y.reshape(-1), gx.reshape(-1)
-    each(lambda part: np.multiply(flat_gy[part], flat_y[part] > 0, out=flat_gx[part]), spans(gy.size, PART))
+    each(lambda part: masked(flat_gy[part], flat_y[part] > 0, flat_gx[part]), spans(gy.size, PART))
     return gx

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from minidnn.backend import array_module
+from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
+from minidnn.functional.errors import floating, wrong_shape
 from minidnn.tensor import Function, Tensor
 
 
@@ -16,7 +17,7 @@ def rectify(x: Any) -> Any:
 @kernel
 def rectify_gradient(gy: Any, y: Any) -> Any:
     """gx: gy where y > 0, else 0"""
-    return gy * (y > 0)
+    return masked(gy, y > 0)
 
 
 class ReLU(Function):
@@ -67,7 +68,7 @@ class Softmax(Function):
         self.axis = axis
 
     def forward(self, x: Any) -> Any:
-        y = x - x.max(axis=self.axis, keepdims=True)
+        y = shifted("softmax", x, self.axis)
         array_module(x).exp(y, out=y)
         y /= y.sum(axis=self.axis, keepdims=True)
         self.y = y
@@ -87,13 +88,21 @@ class LogSoftmax(Function):
 
     def forward(self, x: Any) -> Any:
         xp = array_module(x)
-        y = x - x.max(axis=self.axis, keepdims=True)
+        y = shifted("log_softmax", x, self.axis)
         y -= xp.log(xp.exp(y).sum(axis=self.axis, keepdims=True))
         self.y = y
         return y
 
     def backward(self, gy: Any) -> Any:
         return gy - array_module(gy).exp(self.y) * gy.sum(axis=self.axis, keepdims=True)
+
+
+def shifted(operation: str, x: Any, axis: int) -> Any:
+    """x minus its largest value along `axis`: what is exponentiated overflows nowhere, and somewhere is 0."""
+    floating(operation, x)
+    if not x.ndim or not x.shape[axis]:
+        raise wrong_shape(operation, f"x {x.shape}", f"at least one value along axis {axis}")
+    return x - x.max(axis=axis, keepdims=True)
 
 
 def sigmoid_array(x: Any) -> Any:

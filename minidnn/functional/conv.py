@@ -10,7 +10,7 @@ from typing import Any
 
 from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
-from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.errors import count, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, window_view, windows
 from minidnn.functional.linear import add_bias, sum_rows
 from minidnn.tensor import Function, Tensor
@@ -161,7 +161,5 @@ def conv2d(
     ValueError
         Shapes that do not fit, or an image smaller than the window.
     """
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{place('conv2d')}: groups={groups!r}, expected an int >= 1")
-    node = Conv2d(stride, padding, dilation, groups)
+    node = Conv2d(stride, padding, dilation, count(groups, "groups", "conv2d"))
     return node(x, W) if b is None else node(x, W, b)

@@ -29,7 +29,7 @@ class SoftmaxCrossEntropy(Function):
         p /= s
         self.p = p
         if t.ndim == 2:
-            loss = (xp.log(s) * t.sum(axis=1, keepdims=True)).sum() - (z * t).sum()
+            loss = (xp.log(s) * t.sum(axis=1, keepdims=True)).sum() - (xp.where(t == 0, t, z) * t).sum()
         else:
             self.rows = xp.arange(len(t))
             loss = xp.log(s).sum() - z[self.rows, t].sum()
@@ -67,15 +67,16 @@ class BinaryCrossEntropy(Function):
 
 
 class BinaryCrossEntropyWithLogits(Function):
-    """L = 1/total sum (max(x, 0) - t x + ln(1 + e^-|x|)), the binary cross-entropy of sigmoid(x), stable"""
+    """L = 1/total sum (w |x| + ln(1 + e^-|x|))        w = 1 - t where x > 0, else t: that of sigmoid(x), stable"""
 
     def __init__(self, target: Any, total: float) -> None:
         self.target, self.total = target, total
 
     def forward(self, x: Any) -> Any:
         xp = array_module(x)
-        self.x = x
-        return (xp.maximum(x, 0) - self.target * x + xp.log1p(xp.exp(-abs(x)))).sum() / self.total
+        self.x, size = x, abs(x)
+        w = xp.where(x > 0, 1 - self.target, self.target)
+        return (xp.where(w == 0, w, size) * w + xp.log1p(xp.exp(-size))).sum() / self.total
 
     def backward(self, gy: Any) -> Any:
         return (sigmoid_array(self.x) - self.target) * (gy / self.total)
@@ -134,6 +135,10 @@ def softmax_cross_entropy(logits: Any, labels: Any, total: float | None = None) 
                 bad = int(low if low < 0 else high)
                 raise ValueError(f"{place('softmax_cross_entropy')}: label {bad} outside 0 ... {c - 1}")
         target = _beside(labels, logits)
+    elif labels.shape == (n,):
+        raise TypeError(
+            f"{place('softmax_cross_entropy')}: labels of dtype {labels.dtype}, expected integers"
+        )
     else:
         target = _target("softmax_cross_entropy", labels, logits)
     return SoftmaxCrossEntropy(target, _total(total, n))(logits)

@@ -195,9 +195,9 @@ def abs(x: Any) -> Tensor:
 
 def power(x: Any, exponent: float) -> Tensor:
     """x^exponent, with a number as exponent."""
-    if not isinstance(exponent, (int, float)):
+    if not isinstance(exponent, (int, float, np.generic)):
         raise TypeError(f"power: the exponent is a number, got {type(exponent).__name__}")
-    return Power(exponent)(x)
+    return Power(getattr(exponent, "item", lambda: exponent)())(x)
 
 
 def exp(x: Any) -> Tensor:

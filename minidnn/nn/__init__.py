@@ -1,6 +1,7 @@
 """Layers, containers, initialisers and models."""
 
 from minidnn.nn import init
+from minidnn.nn.containers import ModuleDict, ModuleList
 from minidnn.nn.context import Context, context, current_context
 from minidnn.nn.layers import Add, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Softmax, Tanh
 from minidnn.nn.models import MODELS, alexnet, build, lenet, linear_regression, logistic_regression, mlp
@@ -24,6 +25,8 @@ __all__ = [
     "LocalResponseNorm",
     "MaxPool2d",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Sequential",

@@ -81,6 +81,11 @@ class SGD:
         factor = options["schedule"](self.iteration) if options["schedule"] else 1.0
         return float(options["lr"] * factor / (1 + options["decay"] * self.iteration))
 
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
     def step(self) -> None:
         """Update all groups and count the iteration."""
         for number in range(len(self.groups)):
