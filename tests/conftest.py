@@ -10,8 +10,8 @@ import importlib
 import numpy as np
 import pytest
 
-from minidnn import factors
 from minidnn.backend import kernels, openblas, workers
+from minidnn.functional import factors
 
 FAST_MODULES = [importlib.import_module(f"minidnn.fast.{name}") for name in sorted({*kernels.FAST.values()})]
 #: Modules of tests that run in both modes.

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from minidnn import factors, nn
 from minidnn import functional as F
+from minidnn import nn
 from minidnn.backend import kernels
-from minidnn.factors import Factors
+from minidnn.functional import factors
+from minidnn.functional.factors import Factors
 from minidnn.optim import SGD
 from minidnn.tensor import Tape, Tensor
 

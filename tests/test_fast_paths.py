@@ -15,15 +15,15 @@ from minidnn.backend import kernels, openblas, workers
 from minidnn.functional.activation import rectify, rectify_gradient
 from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
 from minidnn.functional.geometry import windows
-from minidnn.functional.linear import (
+from minidnn.functional.normalize import lrn, lrn_gradient
+from minidnn.functional.pool import max_pool, max_pool_gradient, pool_windows
+from minidnn.functional.products import (
     add_bias,
     product,
     product_input_gradient,
     product_weight_gradient,
     sum_rows,
 )
-from minidnn.functional.normalize import lrn, lrn_gradient
-from minidnn.functional.pool import max_pool, max_pool_gradient, pool_windows
 from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor
 

@@ -5,7 +5,7 @@ from typing import Any
 from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import floating, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 
 @kernel

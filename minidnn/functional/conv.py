@@ -12,8 +12,8 @@ from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import count, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, window_view, windows
-from minidnn.functional.linear import add_bias, sum_rows
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.products import add_bias, sum_rows
+from minidnn.graph import Function, Tensor
 
 
 def columns(x: Any, window: Windows, group: slice) -> Any:

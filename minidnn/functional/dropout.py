@@ -4,7 +4,7 @@ from typing import Any
 
 from minidnn.backend import masked
 from minidnn.functional.errors import floating, place, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 
 class Dropout(Function):

@@ -9,7 +9,7 @@ import numpy as np
 from minidnn.backend import array_module, is_array, to_host
 from minidnn.functional.activation import sigmoid_array
 from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 class SoftmaxCrossEntropy(Function):

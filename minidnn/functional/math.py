@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 def unbroadcast(gy: Any, shape: tuple[int, ...]) -> Any:

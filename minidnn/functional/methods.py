@@ -13,7 +13,7 @@ import numpy as np
 
 from minidnn.functional import activation, math, shape
 from minidnn.functional.linear import matmul
-from minidnn.tensor import Tensor
+from minidnn.graph import Tensor
 
 
 def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:

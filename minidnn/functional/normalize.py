@@ -12,7 +12,7 @@ import numpy as np
 from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import count, floating, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 
 def channel_sums(a: Any, before: int, after: int, groups: int) -> Any:

@@ -12,7 +12,7 @@ from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import floating, place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windows
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 
 @kernel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module, masked
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 Axis = int | tuple[int, ...] | None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from minidnn.backend import array_module, to_device
-from minidnn.factors import Factors
+from minidnn.functional.factors import Factors
 from minidnn.optim.schedules import Schedule
 from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor

@@ -17,7 +17,7 @@ from minidnn import functional as F
 from minidnn import nn
 from minidnn.backend import kernels, workers
 from minidnn.errors import InputError
-from minidnn.functional.linear import product
+from minidnn.functional.products import product
 from minidnn.nn.sequential import INPUT, Sequential
 from minidnn.nn.summary import summary_rows
 from minidnn.optim import SGD

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module, kernels
-from minidnn.functional.linear import product_weight_gradient
+from minidnn.functional.products import product_weight_gradient
 
 LEAST = 1 << 18  # elements of a gradient that is worth it
 
