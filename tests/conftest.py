@@ -6,17 +6,23 @@ before writing it is found out.
 """
 
 import importlib
+import pkgutil
 
 import numpy as np
 import pytest
 
+from minidnn import fast
 from minidnn.backend import kernels, openblas, workers
 from minidnn.functional import factors
 
-FAST_MODULES = [importlib.import_module(f"minidnn.fast.{name}") for name in sorted({*kernels.FAST.values()})]
+FAST_MODULES = [
+    importlib.import_module(f"minidnn.fast.{module.name}") for module in pkgutil.iter_modules(fast.__path__)
+]
 #: Modules of tests that run in both modes.
 BOTH = ("test_against_torch", "test_factors", "test_fast_paths", "test_functional", "test_gradcheck")
 BOTH += ("test_layers", "test_models", "test_networks", "test_nn", "test_tape", "test_tensor")
+#: What the fast kernels are cut by: here no array is too small for them, and parts are a few rows.
+SIZES = {"SMALL": 1, "TAP_CHANNELS": 4} | dict.fromkeys(("PART", "ROWS", "GRADIENT_ROWS", "WEIGHT_ROWS"), 40)
 
 
 def pytest_generate_tests(metafunc):
@@ -47,11 +53,9 @@ def mode(request, monkeypatch):
 def forced(monkeypatch):
     """No array is too small for the fast kernels, and parts are a few rows."""
     for module in FAST_MODULES:
-        monkeypatch.setattr(module, "SMALL", 1)
-        for name in ("PART", "ROWS", "GRADIENT_ROWS", "WEIGHT_ROWS"):
+        for name, value in SIZES.items():
             if hasattr(module, name):
-                monkeypatch.setattr(module, name, 40)
-    monkeypatch.setattr(importlib.import_module("minidnn.fast.conv"), "TAP_CHANNELS", 4)
+                monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(factors, "LEAST", 1)
     with kernels.use_fast(True):
         yield

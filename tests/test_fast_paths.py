@@ -199,15 +199,8 @@ def test_update_with_a_gradient_in_factors(momentum, nesterov, decay, cores):
     same(update)
 
 
-def test_kernels_not_listed_cannot_be_chosen():
-    def unknown(x):
-        return x
-
-    with pytest.raises(ValueError, match="no fast counterpart"):
-        kernels.kernel(unknown)
-
-
 def test_every_kernel_has_both_implementations():
+    assert len(kernels.FAST) >= 16
     for name, module in kernels.FAST.items():
         assert kernels.plain(name).__name__ == name
         assert callable(getattr(getattr(minidnn.fast, module), name))

@@ -29,7 +29,7 @@ def channel_groups(c: int, groups: int) -> list[slice]:
     return [slice(g * step, (g + 1) * step) for g in range(groups)]
 
 
-@kernel
+@kernel("conv")
 def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """y[n, p, q, o] = sum over i, j, c of x[n, p s + i d - pad, q s + j d - pad, c] W[i, j, c, o]
 
@@ -47,7 +47,7 @@ def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     return y.reshape(n, *window.out, o)
 
 
-@kernel
+@kernel("conv")
 def convolve_weight_gradient(
     x: Any, gy: Any, W: Any, window: Windows, groups: int = 1, out: Any = None
 ) -> Any:
@@ -72,7 +72,7 @@ def turned(W: Any, window: Windows, groups: int) -> tuple[Any, Windows]:
     return turned.reshape(kh, kw, o // groups, groups * c), back
 
 
-@kernel
+@kernel("conv")
 def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """gx (n, h, w, c).
 

@@ -81,7 +81,7 @@ def linear(x: Any, W: Any, b: Any = None) -> Tensor:
     Tensor (..., o)
     """
     x, W = as_tensor(x), as_tensor(W)
-    if x.ndim != 2 and W.ndim == 2 and x.shape[-1:] == W.shape[:1]:
+    if x.data.ndim != 2 and W.data.ndim == 2 and x.shape[-1:] == W.shape[:1]:
         y = linear(reshape(x, (prod(x.shape[:-1]), W.shape[0])), W, b)
         return reshape(y, (*x.shape[:-1], W.shape[1]))
     return Linear()(x, W) if b is None else Linear()(x, W, b)

@@ -56,11 +56,6 @@ class Module:
             value.name = join(self.name, key)
 
     def __call__(self, x: Tensor, *extra: Tensor) -> Tensor:
-        for value in vars(self).values():
-            if isinstance(value, Variable) and value.data is None:
-                raise RuntimeError(
-                    f"{self.label}: the parameters have no values yet: call model.init(seed=...)"
-                )
         return self.forward(x, *extra)
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
@@ -89,7 +84,7 @@ class Module:
         for key, value in vars(self).items():
             if isinstance(value, Module):
                 yield key, value
-            elif _hides(value):
+            elif isinstance(value, (list, tuple, dict)) and _hides(value):
                 raise TypeError(
                     f"{self.label}: nothing finds the layers and parameters in the {type(value).__name__} {key!r}: "
                     "put layers in nn.ModuleList or nn.ModuleDict, and give each parameter an attribute"
@@ -136,7 +131,10 @@ class Module:
 
     def parameters(self) -> list[Parameter]:
         """The parameters, in program order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        found = [value for value in vars(self).values() if isinstance(value, Parameter)]
+        for _, child in self.children():
+            found += child.parameters()
+        return found
 
     def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
         """Draw all values from ``rng(seed, dotted name)``; returns self.
