@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidnn import nn
-from minidnn.factors import Factors
+from minidnn.functional.factors import Factors
 from minidnn.optim import (
     SGD,
     Adam,

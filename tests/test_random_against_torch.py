@@ -7,7 +7,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
-from test_fast_paths import MODULES  # noqa: E402
 from torch_cases import OPERATIONS, Draw, optimisers  # noqa: E402
 
 from minidnn.backend import kernels  # noqa: E402
@@ -19,14 +18,10 @@ LIMIT = {np.float64: 1e-10, np.float32: 2e-5}
 
 
 @pytest.fixture(params=["plain", "fast", "forced"])
-def mode(request, monkeypatch):
+def which(request):
     """Which kernels run."""
     if request.param == "forced":
-        for module in MODULES:
-            monkeypatch.setattr(module, "SMALL", 1)
-            for name in ("PART", "ROWS", "GRADIENT_ROWS", "WEIGHT_ROWS"):
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, 40)
+        request.getfixturevalue("forced")
     with kernels.use_fast(request.param != "plain"):
         yield request.param
 
@@ -62,7 +57,7 @@ def difference(a, b, dtype):
     return float(np.abs(a - b).max(initial=0) / (LIMIT[dtype] * max(1, np.abs(b).max(initial=0))))
 
 
-def test_operations(mode):
+def test_operations(which):
     wrong = []
     for seed in range(COUNT):
         make = OPERATIONS[seed % len(OPERATIONS)]
@@ -80,11 +75,11 @@ def test_operations(mode):
             worst = f"{type(error).__name__}: {error}"
         if not isinstance(worst, float) or not worst < 1:
             wrong.append((make.__name__, seed, worst))
-    print(f"\n{COUNT} configurations, {mode}: {len(wrong)} differ from PyTorch")
+    print(f"\n{COUNT} configurations, {which}: {len(wrong)} differ from PyTorch")
     assert not wrong, wrong
 
 
-def test_optimisers(mode):
+def test_optimisers(which):
     for seed in range(60):
         d = Draw(seed)
         make, make_theirs = optimisers(d)

@@ -1,6 +1,6 @@
 """Differentiable operations, by theme. Images are (n, h, w, c); features come last, in weights too."""
 
-import minidnn.tensor  # noqa: F401 - first: it completes itself with the operators of this package
+from minidnn.functional import methods  # noqa: F401 - gives Tensor its operators
 from minidnn.functional.activation import gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax
 from minidnn.functional.arrange import expand_dims, pad, split, squeeze, stack
 from minidnn.functional.conv import conv2d

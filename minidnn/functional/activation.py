@@ -8,19 +8,20 @@ import numpy as np
 from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
 from minidnn.functional.elementwise import elementwise, erf_array
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.errors import floating, wrong_shape
+from minidnn.graph import Function, Tensor
 
 
-@kernel
-def rectify(x: Any, out: Any = None) -> Any:
-    """max(x, 0), into `out` if given"""
-    return array_module(x).maximum(x, 0, out=out)
+@kernel("elementwise", small=1 << 17)
+def rectify(x: Any) -> Any:
+    """y: max(x, 0)"""
+    return array_module(x).maximum(x, 0)
 
 
-@kernel
+@kernel("elementwise", small=1 << 17)
 def rectify_gradient(gy: Any, y: Any) -> Any:
     """gx: gy where y > 0, else 0"""
-    return gy * (y > 0)
+    return masked(gy, y > 0)
 
 
 class ReLU(Function):
@@ -45,7 +46,7 @@ class Softmax(Function):
         self.axis = axis
 
     def forward(self, x: Any) -> Any:
-        y = x - x.max(axis=self.axis, keepdims=True)
+        y = shifted("softmax", x, self.axis)
         array_module(x).exp(y, out=y)
         y /= y.sum(axis=self.axis, keepdims=True)
         self.y = y
@@ -65,7 +66,7 @@ class LogSoftmax(Function):
 
     def forward(self, x: Any) -> Any:
         xp = array_module(x)
-        y = x - x.max(axis=self.axis, keepdims=True)
+        y = shifted("log_softmax", x, self.axis)
         y -= xp.log(xp.exp(y).sum(axis=self.axis, keepdims=True))
         self.y = y
         return y
@@ -113,6 +114,14 @@ class GELU(Function):
         density += self.p
         density *= gy
         return density
+
+
+def shifted(operation: str, x: Any, axis: int) -> Any:
+    """x minus its largest value along `axis`: what is exponentiated overflows nowhere, and somewhere is 0."""
+    floating(operation, x)
+    if not x.ndim or not x.shape[axis]:
+        raise wrong_shape(operation, f"x {x.shape}", f"at least one value along axis {axis}")
+    return x - x.max(axis=axis, keepdims=True)
 
 
 def sigmoid_array(x: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from minidnn.backend import array_module
 from minidnn.functional.shape import Axis, concatenate, reshape
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 class Split(Function):

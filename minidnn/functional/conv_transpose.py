@@ -5,8 +5,8 @@ from typing import Any
 from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
 from minidnn.functional.errors import place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
-from minidnn.functional.linear import add_bias, sum_rows
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.products import add_bias, sum_rows
+from minidnn.graph import Function, Tensor
 
 
 def exchanged(W: Any, groups: int) -> Any:

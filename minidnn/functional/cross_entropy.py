@@ -7,9 +7,9 @@ import numpy as np
 
 from minidnn.backend import array_module, is_array
 from minidnn.functional.errors import place, wrong_shape
-from minidnn.functional.loss import Loss, Reduction, beside, divisor, floating, target_for
+from minidnn.functional.loss import Loss, Reduction, beside, divisor, rows_of, target_for
 from minidnn.functional.shape import reshape
-from minidnn.tensor import Tensor
+from minidnn.graph import Tensor
 
 
 class SoftmaxCrossEntropy(Loss):
@@ -81,7 +81,7 @@ def softmax_cross_entropy(
         Labels that are no integers; probabilities of another dtype than the logits.
     """
     operation = "softmax_cross_entropy"
-    logits = floating(operation, logits)
+    logits = rows_of(operation, logits)
     if logits.ndim < 2:
         raise wrong_shape(operation, f"logits {logits.shape}", "logits (n, c) or (n, ..., c)")
     if not 0 <= label_smoothing <= 1:

@@ -5,7 +5,7 @@ from typing import Any
 from minidnn.backend import array_module
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.math import unbroadcast
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 class Einsum(Function):

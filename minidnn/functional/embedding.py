@@ -6,7 +6,7 @@ import numpy as np
 
 from minidnn.functional.errors import place
 from minidnn.functional.shape import getitem
-from minidnn.tensor import Tensor, as_tensor
+from minidnn.graph import Tensor, as_tensor
 
 
 def embedding(x: Any, W: Any) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from minidnn.backend import array_module
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.shape import reshape
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 def means(a: Any) -> Any:

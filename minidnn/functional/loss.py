@@ -11,7 +11,7 @@ import numpy as np
 from minidnn.backend import array_module, is_array, to_device
 from minidnn.functional.activation import sigmoid_array
 from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -50,14 +50,15 @@ class BinaryCrossEntropy(Loss):
 
 
 class BinaryCrossEntropyWithLogits(Loss):
-    """l = max(x, 0) - t x + ln(1 + e^-|x|), the binary cross-entropy of sigmoid(x), stable"""
+    """l = w |x| + ln(1 + e^-|x|)        w = 1 - t where x > 0, else t: that of sigmoid(x), stable"""
 
     saves_inputs = True
 
     def values(self, x: Any) -> Any:
         xp = array_module(x)
-        self.x = x
-        return xp.maximum(x, 0) - self.target * x + xp.log1p(xp.exp(-abs(x)))
+        self.x, size = x, abs(x)
+        w = xp.where(x > 0, 1 - self.target, self.target)
+        return xp.where(w == 0, w, size) * w + xp.log1p(xp.exp(-size))
 
     def slope(self) -> Any:
         return sigmoid_array(self.x) - self.target
@@ -121,7 +122,7 @@ def binary_cross_entropy(
     reduction : "mean", "sum" or "none"
         Divided by `total`, added up, or each value's own.
     """
-    p = floating("binary_cross_entropy", p)
+    p = rows_of("binary_cross_entropy", p)
     kind = BinaryCrossEntropyWithLogits if from_logits else BinaryCrossEntropy
     return kind(target_for("binary_cross_entropy", target, p), divisor(reduction, total, len(p)))(p)
 
@@ -167,7 +168,7 @@ def _of_difference(
     operation: str, kind: Any, y: Any, target: Any, total: Any, reduction: Reduction
 ) -> Tensor:
     """A loss of y - target, whose mean is over all values."""
-    y = floating(operation, y)
+    y = rows_of(operation, y)
     features = y.size // max(len(y), 1) or 1
     return kind(target_for(operation, target, y), divisor(reduction, total, len(y), features))(y)
 
@@ -185,7 +186,7 @@ def divisor(reduction: Reduction, total: float | None, rows: float, features: in
     return {"mean": total * features, "sum": 1.0, "none": None}[reduction]
 
 
-def floating(operation: str, y: Any) -> Tensor:
+def rows_of(operation: str, y: Any) -> Tensor:
     """What a loss is computed of, as a tensor: rows of floating-point numbers."""
     y = as_tensor(y)
     if y.dtype.kind != "f":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 def unbroadcast(gy: Any, shape: tuple[int, ...]) -> Any:
@@ -159,6 +159,6 @@ def neg(x: Any) -> Tensor:
 
 def power(x: Any, exponent: Any) -> Tensor:
     """x^exponent, element by element; the exponent is a number or a tensor."""
-    if isinstance(exponent, (int, float)):
-        return Power(exponent if isinstance(exponent, int) else float(exponent))(x)
+    if isinstance(exponent, (int, float, np.generic)):
+        return Power(getattr(exponent, "item", lambda: exponent)())(x)
     return TensorPower()(_operand(x, exponent), _operand(exponent, x))

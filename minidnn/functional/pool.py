@@ -6,18 +6,20 @@ The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, 
 
 from typing import Any
 
-from minidnn.backend import array_module
+import numpy as np
+
+from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
-from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.errors import floating, place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windows
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
-@kernel
+@kernel("pool", small=1 << 17)
 def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
-    """The largest value of each window, and which tap (row-major, the first of equals) it came from.
+    """The largest value of each window, and which tap (row-major, the first of equals, the last NaN) it came from.
 
     Returns
     -------
@@ -26,17 +28,33 @@ def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     """
     xp = array_module(x)
     kh, kw = window.kernel
-    x = pad(x, window.padding, value=-xp.inf)
-    y = x[(slice(None), *window.tap(0, 0))].copy()
-    tap = xp.zeros(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
-    for k in range(1, kh * kw):
+    least = lowest(x.dtype)
+    y = xp.full((len(x), *window.out, x.shape[-1]), least, x.dtype)
+    tap = xp.empty(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
+    tap[...] = first_taps(window, xp)
+    x = pad(x, window.padding, value=least)
+    for k in range(kh * kw):
         candidate = x[(slice(None), *window.tap(*divmod(k, kw)))]
-        xp.copyto(tap, k, where=candidate > y)
+        xp.copyto(tap, k, where=(candidate > y) | (candidate != candidate))
         xp.maximum(y, candidate, out=y)
     return y, tap
 
 
-@kernel
+def lowest(dtype: Any) -> Any:
+    """What no value is below: -inf, or the least integer."""
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
+
+
+def first_taps(window: Windows, xp: Any) -> Any:
+    """The first tap of each window that is not in the padding, (oh, ow, 1)."""
+    rows, cols = (
+        xp.asarray([max(0, before - i * s) for i in range(out)])
+        for (before, _), s, out in zip(window.padding, window.stride, window.out, strict=True)
+    )
+    return (rows[:, None] * window.kernel[1] + cols)[..., None]
+
+
+@kernel("pool", small=1 << 15)
 def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
     xp = array_module(gy)
@@ -44,7 +62,7 @@ def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     kh, kw = window.kernel
     gx = xp.zeros((n, *window.padded, c), gy.dtype)
     for k in range(kh * kw):
-        gx[(slice(None), *window.tap(*divmod(k, kw)))] += gy * (tap == k)
+        gx[(slice(None), *window.tap(*divmod(k, kw)))] += masked(gy, tap == k)
     return crop(gx, window)
 
 
@@ -109,7 +127,7 @@ class AvgPool2d(Function):
         self.windows = window, counted
 
     def forward(self, x: Any) -> Any:
-        return avg_pool(x, *self.windows)
+        return avg_pool(floating("avg_pool2d", x), *self.windows)
 
     def backward(self, gy: Any) -> Any:
         return avg_pool_gradient(gy, *self.windows)

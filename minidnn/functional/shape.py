@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.backend import array_module, is_array
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.backend import array_module, is_array, masked
+from minidnn.graph import Function, Tensor, as_tensor
 
 Axis = int | tuple[int, ...] | None
 
@@ -17,7 +17,7 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """`shape` with 1 at the reduced axes, as with ``keepdims=True``."""
     if axis is None:
         return (1,) * len(shape)
-    axes = {a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis)}
+    axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
@@ -70,8 +70,9 @@ class Max(Function):
 
     def backward(self, gy: Any) -> Any:
         kept = _kept(self.x.shape, self.axis)
-        share = (self.x == self.y.reshape(kept)).astype(self.x.dtype)
-        return gy.reshape(kept) * (share / share.sum(axis=self.axis, keepdims=True))
+        largest = self.x == self.y.reshape(kept)
+        share = gy.reshape(kept) / largest.sum(axis=self.axis, keepdims=True, dtype=gy.dtype)
+        return masked(array_module(gy).broadcast_to(share, largest.shape), largest)
 
 
 class Min(Max):
@@ -167,6 +168,11 @@ class Concatenate(Function):
         return tuple(parts)
 
 
+def _spread(values: tuple) -> tuple:
+    """Numbers that are given one by one, or as one sequence."""
+    return tuple(values[0]) if len(values) == 1 and np.ndim(values[0]) else values
+
+
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over `axis` (all axes if None)."""
     return Sum(axis, keepdims)(x)
@@ -189,16 +195,12 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def reshape(x: Any, *shape: Any) -> Tensor:
     """`x` with another shape, given as one tuple or as numbers; one of them may be -1."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
-        shape = tuple(shape[0])
-    return Reshape(shape)(x)
+    return Reshape(_spread(shape))(x)
 
 
 def transpose(x: Any, *axes: Any) -> Tensor:
     """`x` with its axes permuted, given as one tuple or as numbers; reversed without."""
-    if len(axes) == 1 and not isinstance(axes[0], int):
-        axes = axes[0]
-    return Transpose(tuple(axes) if axes else None)(x)
+    return Transpose(_spread(axes) or None)(x)
 
 
 def flatten(x: Any) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from minidnn.backend import array_module
 from minidnn.functional.shape import Axis, _kept
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
 
 
 class Var(Function):

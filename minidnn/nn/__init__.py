@@ -2,7 +2,9 @@
 
 from minidnn.nn import init
 from minidnn.nn.activations import GELU, Identity, LeakyReLU, SiLU
+from minidnn.nn.containers import ModuleDict, ModuleList
 from minidnn.nn.context import Context, context, current_context
+from minidnn.nn.dropout import Dropout
 from minidnn.nn.embedding import Embedding
 from minidnn.nn.layers import (
     Add,
@@ -21,7 +23,7 @@ from minidnn.nn.layers import (
 )
 from minidnn.nn.models import MODELS, alexnet, build, lenet, linear_regression, logistic_regression, mlp
 from minidnn.nn.module import Module
-from minidnn.nn.normalize import BatchNorm, Dropout, GroupNorm, LayerNorm, LocalResponseNorm
+from minidnn.nn.normalize import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from minidnn.nn.parameter import Buffer, Parameter
 from minidnn.nn.sequential import Sequential
 from minidnn.nn.summary import summary, summary_rows
@@ -49,6 +51,8 @@ __all__ = [
     "MODELS",
     "MaxPool2d",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Sequential",

@@ -1,16 +1,11 @@
-"""Layers that behave differently in training, or that look across channels: normalisation and dropout."""
+"""Normalisation: over neighbouring channels, and by the statistics of the batch."""
 
 from collections.abc import Callable
 
-import numpy as np
-
 from minidnn import functional as F
-from minidnn.backend import array_module
-from minidnn.nn.context import current_context
 from minidnn.nn.init import ones, zeros
 from minidnn.nn.module import Module, Shape
 from minidnn.nn.parameter import Buffer, Parameter
-from minidnn.random import random_bits
 from minidnn.tensor import Tensor
 
 
@@ -132,50 +127,3 @@ class GroupNorm(LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Each sample and group by its own statistics."""
         return F.group_norm(x, self.gamma, self.beta, self.groups, self.eps)
-
-
-class Dropout(Module):
-    """y = x keep / (1 - p) in training, y = x in evaluation        keep (n, ...) of zeros and ones
-
-    The mask of a sample follows from the run's seed, the layer's name, the step and the sample's global
-    number, so it does not depend on the rank that computes it.
-
-    Attributes
-    ----------
-    p : float
-        Probability that a feature is dropped.
-    features : (start, stop, total) or None
-        Where the last axis is a part of the whole: which one.
-    """
-
-    def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
-        self.features: tuple[int, int, int] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop features of each sample.
-
-        Raises
-        ------
-        RuntimeError
-            Training outside of ``nn.context``: without the step every mask would be the same.
-        """
-        if not self.is_training or self.p == 0:
-            return x
-        now = current_context()
-        if now.seed is None or now.step is None or now.samples is None:
-            raise RuntimeError(
-                f"{self.label}: dropout must know the step: call the model inside "
-                "`with nn.context(training=True, seed=..., step=..., samples=...)`, or model.eval() first"
-            )
-        samples = np.asarray(now.samples)
-        if len(samples) != x.shape[0]:
-            raise ValueError(
-                f"{self.label}: the context numbers {len(samples)} samples, the batch has {x.shape[0]}"
-            )
-        start, stop, total = self.features or (0, x.shape[-1], x.shape[-1])
-        whole = (*x.shape[1:-1], total)
-        bits = random_bits(now.seed, self.name, now.step, samples, whole, (start, stop), array_module(x.data))
-        return F.dropout(x, self.p, bits)

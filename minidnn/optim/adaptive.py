@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minidnn.factors import Factors
+from minidnn.functional.factors import Factors
 from minidnn.optim.optimiser import Optimiser
 from minidnn.optim.sgd import COMMON
 from minidnn.optim.update import adaptive_update

@@ -113,7 +113,7 @@ class Optimiser(ABC):
                 )
             decay = options["weight_decay"] if getattr(parameter, "decay", True) else 0.0
             self.update(parameter, gradient, rate, decay, options)
-            parameter.version += 1
+            parameter.changes.count += 1
 
     def state_of(self, parameter: Tensor) -> dict[str, Any]:
         """What is kept for a parameter, by slot."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minidnn.factors import Factors
+from minidnn.functional.factors import Factors
 from minidnn.optim.optimiser import Optimiser
 from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor

@@ -83,12 +83,14 @@ class _Reader:
             yield from messages
 
     def statistics(self, layer: LayerPlan, label: _Label) -> Iterator[Message]:
-        """The sums of a synchronised batch norm: two per channel and, forward, the number of values."""
+        """The sums of a synchronised batch norm: of values with their number, then of squares; backward in one."""
         if layer.sync:
             features = layer.local_features(self.plan.grid.mp, self.member)
-            elements = 2 * features + (label.phase == "forward")
             group = self.plan.group(layer.sync, self.rank)
-            yield from self.collective("all_reduce", METRICS_ALGORITHM, group, elements, label, itemsize=8)
+            for elements in (features + 1, features) if label.phase == "forward" else (2 * features,):
+                yield from self.collective(
+                    "all_reduce", METRICS_ALGORITHM, group, elements, label, itemsize=8
+                )
 
     def boundary(self, boundary: Boundary, direction: str, chunk: int) -> Iterator[Message]:
         part = self.chunks[boundary.index + 1][chunk]
