@@ -90,6 +90,15 @@ def test_a_part_of_a_parameter_is_updated_as_the_whole_would_be(kind, options):
 
 
 @every_kind
+def test_a_parameter_that_is_one_number(kind, options):
+    w, row = parameter(2.0), parameter([2.0], "row")
+    for step in range(3):
+        w.grad, row.grad = np.array(step + 0.5), np.array([step + 0.5])
+        kind([w, row], lr=0.1, **options).step()
+    assert w.shape == () and w.data == row.data[0] < 2
+
+
+@every_kind
 def test_training_continues_from_a_named_state(kind, options):
     gradients = np.random.default_rng(0).standard_normal((5, 4))
     w, first = parameter(np.ones(4)), parameter(np.ones(4))
