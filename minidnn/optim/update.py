@@ -32,7 +32,7 @@ def momentum_update(
     for w, g, *velocity in parts:
         a, b = (None, None) if whole else (buffer[: w.size].reshape(w.shape) for buffer in scratch)
         if decay:
-            g = a = xp.add(xp.multiply(w, decay, out=a), g, out=a)
+            g = a = xp.asarray(xp.add(xp.multiply(w, decay, out=a), g, out=a))  # an array, of one number too
         for v in velocity:
             v *= momentum
             v += g
