@@ -64,7 +64,7 @@ class BinaryCrossEntropyWithLogits(Loss):
         return sigmoid_array(self.x) - self.target
 
 
-class SquaredError(Loss):
+class MeanSquaredError(Loss):
     """l = (y - t)^2        y, t of one shape"""
 
     def values(self, y: Any) -> Any:
@@ -75,7 +75,7 @@ class SquaredError(Loss):
         return 2 * self.difference
 
 
-class AbsoluteError(SquaredError):
+class MeanAbsoluteError(MeanSquaredError):
     """l = |y - t|        y, t of one shape"""
 
     def values(self, y: Any) -> Any:
@@ -142,14 +142,14 @@ def mean_squared_error(
     reduction : "mean", "sum" or "none"
         The mean, the sum, or each value's own square.
     """
-    return _of_difference("mean_squared_error", SquaredError, y, target, total, reduction)
+    return _of_difference("mean_squared_error", MeanSquaredError, y, target, total, reduction)
 
 
 def mean_absolute_error(
     y: Any, target: Any, total: float | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
     """L1 loss: |y - target|, with gradient 0 where they are equal. Parameters as for `mean_squared_error`."""
-    return _of_difference("mean_absolute_error", AbsoluteError, y, target, total, reduction)
+    return _of_difference("mean_absolute_error", MeanAbsoluteError, y, target, total, reduction)
 
 
 def huber(
