@@ -127,6 +127,7 @@ def test_a_part_that_is_not_used_gets_a_gradient_of_zeros():
     assert (first.shape, middle.shape, last.shape) == ((1, 2), (2, 2), (2, 2))
     middle.backward(np.ones((2, 2)))
     np.testing.assert_array_equal(x.grad[:, 0], [0, 1, 1, 0, 0])
+    assert len(F.split(x, np.int64(5))) == 5
     with pytest.raises(ValueError, match="equal division"):
         F.split(x, 2)
 

@@ -1,6 +1,7 @@
 """Adam, AdamW and RMSprop against their formulas and on parts of parameters; clipping; one-cycle and plateau."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -223,7 +224,10 @@ def test_clipping_in_parts_is_clipping_of_the_whole():
 def test_squares_of_float32_are_added_in_float64():
     w = parameter(np.zeros(1 << 20), dtype=np.float32)
     w.grad = np.full(1 << 20, 1e25, np.float32)  # their squares are beyond float32
+    tracemalloc.start()
     assert sum_of_squares([w]) == pytest.approx(2**20 * 1e50, rel=1e-6)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20  # in blocks, not by a copy of 8 MB
+    tracemalloc.stop()
 
 
 def test_one_cycle_rises_and_falls():

@@ -58,7 +58,7 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
 
 def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
     """`x` in parts along `axis`: so many equal ones, or cut before each of the given indices."""
-    return Split(sections if isinstance(sections, int) else list(sections), axis)(x)
+    return Split(sections if np.ndim(sections) == 0 else list(sections), axis)(x)
 
 
 def pad(x: Any, width: Any, value: float = 0.0) -> Tensor:

@@ -8,13 +8,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidnn.backend import array_module
+from minidnn.optim.update import BLOCK, _blocks
 from minidnn.tensor import Tensor
 
 
 def sum_of_squares(parameters: Iterable[Tensor]) -> float:
     """Of all gradients, in float64; a parameter without one adds nothing."""
-    gradients = (parameter.grad for parameter in parameters)
-    return float(sum((g.astype(np.float64) ** 2).sum() for g in gradients if g is not None))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    wide = (
+        part.astype(np.float64)
+        for g in gradients
+        for (part,) in _blocks([g], BLOCK[array_module(g).__name__])
+    )
+    return float(sum((w * w).sum() for w in wide))
 
 
 def scale_gradients(parameters: Iterable[Tensor], factor: float) -> None:
