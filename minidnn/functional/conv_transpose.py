@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
-from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.errors import count, place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
 from minidnn.functional.products import add_bias, sum_rows
 from minidnn.graph import Function, Tensor
@@ -102,8 +100,7 @@ def conv_transpose2d(
     Tensor (n, oh, ow, o)
     """
     operation, i = "conv_transpose2d", x.shape[-1]
-    if not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"{place(operation)}: groups={groups!r}, expected an int >= 1")
+    groups = count(groups, "groups", operation)
     if len(x.shape) != 4 or len(W.shape) != 4 or i != W.shape[2] * groups or W.shape[3] % groups:
         expected = "x (n, h, w, i), W (kh, kw, i / groups, o) with o divisible by groups"
         raise wrong_shape(operation, f"x {x.shape}, W {W.shape}, groups {groups}", expected)
