@@ -1,8 +1,8 @@
 """`Module`, the base of all layers and of `Sequential`.
 
 A layer is its options plus its parameters: attributes that are `Parameter` (trained) or `Buffer` (saved
-only). It has no other state, so a planner may copy it shallowly and put parts of the parameters in place of
-the whole.
+only). It has no other state, but for dropout's count of its calls, so a planner may copy it shallowly and put
+parts of the parameters in place of the whole.
 """
 
 from collections.abc import Iterator, Mapping
@@ -67,12 +67,15 @@ class Module:
         """The function itself."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set an attribute; a module or a variable takes its name from it."""
+        object.__setattr__(self, key, value)
+        if isinstance(value, Module):
+            value.set_name(join(self.name, key))
+        elif isinstance(value, Variable):
+            value.name = join(self.name, key)
+
     def __call__(self, x: Tensor, *extra: Tensor) -> Tensor:
-        for value in vars(self).values():
-            if isinstance(value, Variable) and value.data is None:
-                raise RuntimeError(
-                    f"{self.label}: the parameters have no values yet: call model.init(seed=...)"
-                )
         return self.forward(x, *extra)
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
@@ -105,10 +108,15 @@ class Module:
         return self.training if said is None else said
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
-        """(attribute, module) of the modules directly inside."""
+        """(attribute, module) of the modules directly inside; TypeError if some are hidden in a list."""
         for key, value in vars(self).items():
             if isinstance(value, Module):
                 yield key, value
+            elif isinstance(value, (list, tuple, dict)) and _hides(value):
+                raise TypeError(
+                    f"{self.label}: nothing finds the layers and parameters in the {type(value).__name__} {key!r}: "
+                    "put layers in nn.ModuleList or nn.ModuleDict, and give each parameter an attribute"
+                )
 
     def set_name(self, name: str) -> None:
         """Set the dotted path of this module and of all that is inside it."""
@@ -156,7 +164,10 @@ class Module:
 
     def parameters(self) -> list[Parameter]:
         """The parameters, in program order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        found = [value for value in vars(self).values() if isinstance(value, Parameter)]
+        for _, child in self.children():
+            found += child.parameters()
+        return found
 
     def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
         """Draw all values from ``rng(seed, dotted name)``; returns self.
@@ -224,6 +235,17 @@ class Module:
         options = {
             key: value
             for key, value in vars(self).items()
-            if key not in ("name", "training") and isinstance(value, int | float | str | tuple)
+            if key not in ("name", "training")
+            and key[0] != "_"
+            and isinstance(value, int | float | str | tuple)
         }
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
+
+def _hides(value: Any) -> bool:
+    """Whether modules or variables are in a plain container."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(v, Module | Variable) or _hides(v) for v in value
+    )

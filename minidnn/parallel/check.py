@@ -152,10 +152,7 @@ def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple | None, list[tu
             key = "move", post.exchange.tag_of(post.micro_batch, post.direction)
             return None, [(key, t.meets(rank)) for t in post.transfers]
         case Compute(layer, phase, number) if layer.norms and phase != "weight":
-            key = (
-                "statistics",
-                statistics_tag(layer, number, "forward" if phase == "forward" else "backward", 0),
-            )
+            key = "statistics", statistics_tag(layer, number, 0), phase == "forward"
             return key, [(key, plan.mesh.group(rank, layer.derived.statistics))]
         case PostSum(bucket):
             return _of_bucket(plan, rank, bucket, "sum"), []

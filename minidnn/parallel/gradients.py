@@ -18,7 +18,7 @@ from ..comm import collectives
 from ..comm.algorithms import edges_of
 from ..comm.communicator import Communicator
 from ..comm.ledger import Scope
-from ..factors import Factors
+from ..functional.factors import Factors
 from ..nn import Parameter
 from .planned import Bucket
 from .transfer import Algorithms

@@ -14,6 +14,7 @@ from ..errors import InputError
 from .events import FIRST_TAG, lower
 from .held import buckets_of, held_by
 from .mesh import bounds
+from .messages import SUMS
 from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Replicate, Shard
 from .plan import Plan
 from .planned import Exchange, Input, LayerPlan, PerRank, Stage
@@ -282,7 +283,7 @@ class _Builder:
             update=self.strategy.updates.get(name, "all"),
             tag=self.tag,
         )
-        self.tag += 2 * micro_batches * len(plan.norms)
+        self.tag += SUMS * micro_batches * len(plan.norms)
         return plan
 
     def _exchange(self, value: str, layer: str, stages, layouts, micro_batches: int) -> Exchange:
