@@ -160,11 +160,6 @@ class Function:
         edge = self.edges[i]
         return edge[0] if edge is not None and edge[1] == LEAF else None
 
-    def is_result(self, i: int) -> bool:
-        """Whether input `i` was made by a recorded operation."""
-        edge = self.edges[i]
-        return edge is not None and edge[1] != LEAF
-
     def check_versions(self) -> None:
         """Raise if a leaf that backward needs was changed since forward."""
         for t, changes, count in self.versions:

@@ -253,13 +253,12 @@ def _seed(output: Any, gradient: Any) -> Any:
 def _accumulate(node: Any, edges: Sequence[Any], grads: Sequence[Any], gys: Sequence[Any]) -> None:
     """Hand each gradient of `node`'s inputs on along its edge."""
     for edge, gradient in zip(edges, grads, strict=True):
-        if edge is None or gradient is None:
-            continue
-        target, index = edge
-        if index == LEAF:
-            _accumulate_leaf(target, gradient, gys, node)
-        else:
-            _accumulate_node(target, index, gradient)
+        if edge is not None and gradient is not None:
+            target, index = edge
+            if index == LEAF:
+                _accumulate_leaf(target, gradient, gys, node)
+            else:
+                _accumulate_node(target, index, gradient)
 
 
 def _accumulate_node(node: Any, index: int, gradient: Any) -> None:

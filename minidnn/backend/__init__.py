@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+_BITS = {size: np.dtype(f"u{size}") for size in (2, 4, 8)}
+
+
 def array_module(x: Any) -> ModuleType:
     """The module that owns array `x`: ``numpy``, or ``cupy`` for an array in device memory."""
     if isinstance(x, (np.ndarray, np.generic)) or not is_array(x):
@@ -38,11 +41,13 @@ def is_array(x: Any) -> bool:
 
 def masked(a: Any, mask: Any, out: Any = None) -> Any:
     """`a` where `mask`, else 0: a product of its bits, as fast as that of its values, and inf and NaN vanish too."""
-    if a.itemsize > 8:  # no integer has so many bits
+    bits = _BITS.get(a.itemsize)
+    if bits is None:  # no integer is so long
         return np.multiply(np.where(mask, a, 0), 1, out=out)
-    bits = f"u{a.itemsize}"
-    masked = array_module(a).multiply(a.view(bits), mask, out=None if out is None else out.view(bits))
-    return masked.view(a.dtype)
+    if out is None:
+        return (a.view(bits) * mask).view(a.dtype)
+    array_module(a).multiply(a.view(bits), mask, out=out.view(bits))
+    return out
 
 
 def to_host(x: Any) -> np.ndarray:

@@ -58,8 +58,8 @@ def may_stay_factored(leaf: Any, x: Any, gy: Any) -> bool:
     if getattr(leaf, "exchange_factors", False):
         return True
     return (
-        type(gy) is np.ndarray
-        and x.shape[1] * gy.shape[1] >= LEAST
+        x.shape[1] * gy.shape[1] >= LEAST
+        and type(gy) is np.ndarray
         and kernels.fast_in_use()
         and hasattr(leaf, "add_factors")
         and leaf.grad_buffer is None

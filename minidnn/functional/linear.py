@@ -48,18 +48,15 @@ class Linear(Function):
         return (product_input_gradient(gy, self.W) if self.needs[0] else None,)
 
     def backward_weight(self, gy: Any) -> tuple:
-        gW = self.weight_gradient(gy) if self.needs[1] else None
+        gW = None
+        if self.needs[1]:
+            if may_stay_factored(self.leaf(1), self.x, gy):  # x may be changed before the gradient is used
+                gW = Factors(self.x.copy(), gy)
+            else:
+                gW = product_weight_gradient(self.x, gy, self.out_buffer(1))
         if len(self.needs) == 2:
             return (gW,)
         return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
-
-    def weight_gradient(self, gy: Any) -> Any:
-        """x^T gy (i, o), as an array or as its factors."""
-        if may_stay_factored(self.leaf(1), self.x, gy):
-            # an array that no operation made is its owner's, who may change it before the gradient is used
-            own = self.is_result(0) and self.x.base is None
-            return Factors(self.x if own else self.x.copy(), gy)
-        return product_weight_gradient(self.x, gy, self.out_buffer(1))
 
 
 def matmul(x: Any, y: Any) -> Tensor:
