@@ -82,20 +82,22 @@ class Function:
             raise RuntimeError(
                 f"{self.name}: this instance is a node of the graph already; make one for each call"
             )
+        arrays, needs, dtype = [], [], None
         try:
-            arrays = [t.data for t in inputs]
-            needs = tuple([t.requires_grad for t in inputs])
-            if arrays:
-                dtype = arrays[0].dtype
-                for a in arrays:
-                    if a.dtype is not dtype and a.dtype != dtype:
+            for t in inputs:
+                array = t.data
+                if array.dtype is not dtype:
+                    if dtype is not None and array.dtype != dtype:
                         raise _mixed_dtypes(self, inputs)
+                    dtype = array.dtype
+                arrays.append(array)
+                needs.append(t.requires_grad)
         except AttributeError:
             arrays = None
         if arrays is None:
             return self(*[as_tensor(t) for t in inputs])
         node = self if state.enabled and (self.collective or True in needs) else None
-        self.needs = needs if node else (False,) * len(needs)
+        self.needs = tuple(needs) if node else (False,) * len(needs)
         outputs = self.forward(*arrays)
         if node:
             self._record(inputs)

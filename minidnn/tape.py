@@ -274,16 +274,17 @@ def _accumulate_node(node: Any, index: int, gradient: Any) -> None:
 def _accumulate_leaf(leaf: Any, gradient: Any, gys: Sequence[Any], node: Any) -> None:
     """Add `gradient` to ``leaf.grad``; the first one goes into ``leaf.grad_buffer`` where there is one."""
     data = leaf.data
-    if isinstance(gradient, np.generic):
-        gradient = np.asarray(gradient)  # NumPy turns results without axes into scalars
     if gradient.shape != data.shape or gradient.dtype != data.dtype:
         raise RuntimeError(
             f"{node.name if node else 'backward'}: gradient {gradient.dtype}{gradient.shape} "
             f"for {leaf.name or 'a leaf'} {data.dtype}{data.shape}"
         )
-    if type(gradient) is not np.ndarray and hasattr(gradient, "joined"):  # factors, where the leaf takes them
-        leaf.add_factors(gradient)
-        return
+    if type(gradient) is not np.ndarray:
+        if hasattr(gradient, "joined"):  # factors, where the leaf takes them
+            leaf.add_factors(gradient)
+            return
+        if isinstance(gradient, np.generic):
+            gradient = np.asarray(gradient)  # NumPy turns results without axes into scalars
     if leaf.grad is not None:
         leaf.grad += gradient
         return

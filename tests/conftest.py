@@ -7,6 +7,7 @@ before writing it is found out.
 
 import importlib
 import pkgutil
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def forced(monkeypatch):
         for name, value in SIZES.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(kernels, "SMALL", defaultdict(lambda: 1))
     monkeypatch.setattr(factors, "LEAST", 1)
     with kernels.use_fast(True):
         yield

@@ -22,6 +22,9 @@ from minidnn.backend.memory import keep_freed_memory
 #: Kernel -> module of ``minidnn.fast`` that has the fast function of this name.
 FAST: dict[str, str] = {}
 
+#: Kernel -> elements of its first argument that are not worth more than one thread: the plain one does fewer.
+SMALL: dict[str, int] = {}
+
 _use_fast = os.environ.get("MINIDNN_FAST", "1") != "0"
 _plain: dict[str, Callable] = {}
 
@@ -42,20 +45,21 @@ def use_fast(fast: bool) -> Iterator[None]:
         _use_fast = before
 
 
-def kernel(module: str) -> Callable[[Callable], Callable]:
-    """Decorator of a plain kernel: on NumPy arrays its namesake in ``minidnn.fast.<module>`` runs instead.
+def kernel(module: str, small: int = 0) -> Callable[[Callable], Callable]:
+    """Decorator of a plain kernel: its namesake in ``minidnn.fast.<module>`` runs instead on NumPy arrays.
 
-    The fast one may call `plain` for what is too small or too unusual.
+    Of those, arrays of fewer than `small` elements are left to the plain one; the fast one may call `plain` for what
+    is too small or too unusual in another way.
     """
 
     def decorate(function: Callable) -> Callable:
         name, fast = function.__name__, None
-        FAST[name], _plain[name] = module, function
+        FAST[name], SMALL[name], _plain[name] = module, small, function
 
         @functools.wraps(function)
         def chosen(first: Any, *rest: Any) -> Any:
             nonlocal fast
-            if not _use_fast or type(first) is not np.ndarray:
+            if not _use_fast or type(first) is not np.ndarray or first.size < SMALL[name]:
                 return function(first, *rest)
             if fast is None:  # found once, at the first call: the fast kernels are built on the plain ones
                 keep_freed_memory()

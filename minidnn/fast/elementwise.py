@@ -6,13 +6,12 @@ from minidnn.backend import masked
 from minidnn.backend.kernels import plain
 from minidnn.backend.workers import each, spans
 
-SMALL = 1 << 17  # elements that are not worth more than one thread
 PART = 1 << 18  # elements of a part
 
 
 def add_bias(y: np.ndarray, b: np.ndarray) -> np.ndarray:
     """y += b"""
-    if y.size < SMALL or not y.flags.c_contiguous:
+    if not y.flags.c_contiguous:
         return plain("add_bias")(y, b)
     rows = y.reshape(-1, y.shape[-1])
 
@@ -25,7 +24,7 @@ def add_bias(y: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def rectify(x: np.ndarray) -> np.ndarray:
     """max(x, 0)"""
-    if x.size < SMALL or not x.flags.c_contiguous:
+    if not x.flags.c_contiguous:
         return plain("rectify")(x)
     y = np.empty_like(x)
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
@@ -35,7 +34,7 @@ def rectify(x: np.ndarray) -> np.ndarray:
 
 def rectify_gradient(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """gy where y > 0, else 0"""
-    if gy.size < SMALL or not (gy.flags.c_contiguous and y.flags.c_contiguous):
+    if not (gy.flags.c_contiguous and y.flags.c_contiguous):
         return plain("rectify_gradient")(gy, y)
     gx = np.empty_like(gy)
     flat_gy, flat_y, flat_gx = gy.reshape(-1), y.reshape(-1), gx.reshape(-1)

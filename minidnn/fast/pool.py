@@ -11,7 +11,6 @@ from minidnn.fast.taps import Area
 from minidnn.functional.geometry import Windows
 from minidnn.functional.pool import first_taps, lowest
 
-SMALL = 1 << 17  # elements of the image that are not worth more than one thread
 PART = 1 << 17
 
 
@@ -40,7 +39,7 @@ def _taps(window: Windows) -> list[tuple[int, Area, Area]]:
 
 def max_pool(x: np.ndarray, window: Windows) -> tuple[np.ndarray, np.ndarray]:
     """y and the number of the tap it came from, (n, oh, ow, c) both"""
-    if x.size < SMALL or window.kernel[0] * window.kernel[1] > 256:
+    if window.kernel[0] * window.kernel[1] > 256:
         return plain("max_pool")(x, window)
     n, c = len(x), x.shape[-1]
     y = np.empty((n, *window.out, c), x.dtype)
@@ -69,8 +68,6 @@ def max_pool_gradient(gy: np.ndarray, tap: np.ndarray, window: Windows) -> np.nd
     """gx (n, h, w, c)"""
     n, _, _, c = gy.shape
     h, w = window.size
-    if n * h * w * c < SMALL:
-        return plain("max_pool_gradient")(gy, tap, window)
     gx = np.empty((n, h, w, c), gy.dtype)
     taps = _taps(window)
 

@@ -10,7 +10,6 @@ from minidnn.backend.kernels import plain
 from minidnn.backend.openblas import add_product, add_scaled
 from minidnn.backend.workers import each, spans
 
-SMALL = 1 << 17  # elements that are not worth more than one thread
 PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
 
 
@@ -25,7 +24,7 @@ def momentum_update(
 ) -> None:
     """Update w and v in place."""
     arrays = (w, g) if v is None else (w, g, v)
-    if w.size < SMALL or not all(a.flags.c_contiguous for a in arrays):
+    if not all(a.flags.c_contiguous for a in arrays):
         plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
         return
     flat = [a.reshape(-1) for a in arrays]

@@ -8,13 +8,13 @@ from minidnn.functional.errors import floating, wrong_shape
 from minidnn.graph import Function, Tensor
 
 
-@kernel("elementwise")
+@kernel("elementwise", small=1 << 17)
 def rectify(x: Any) -> Any:
     """y: max(x, 0)"""
     return array_module(x).maximum(x, 0)
 
 
-@kernel("elementwise")
+@kernel("elementwise", small=1 << 17)
 def rectify_gradient(gy: Any, y: Any) -> Any:
     """gx: gy where y > 0, else 0"""
     return masked(gy, y > 0)

@@ -37,7 +37,7 @@ def inverse_power(s: Any, beta: float) -> Any:
     return xp.divide(1, r, out=r)
 
 
-@kernel("normalize")
+@kernel("normalize", small=1 << 16)
 def lrn(x: Any, size: int, alpha: float, beta: float, k: float, groups: int) -> tuple[Any, Any]:
     """y = x s^-beta and s = k + alpha (sum of x^2 over `size` neighbouring channels)."""
     s = channel_sums(x * x, size // 2, (size - 1) // 2, groups)
@@ -48,7 +48,7 @@ def lrn(x: Any, size: int, alpha: float, beta: float, k: float, groups: int) -> 
     return y, s
 
 
-@kernel("normalize")
+@kernel("normalize", small=1 << 16)
 def lrn_gradient(gy: Any, x: Any, s: Any, size: int, alpha: float, beta: float, groups: int) -> Any:
     """gx_j = gy_j s_j^-beta - 2 alpha beta x_j sum_i gy_i x_i s_i^(-beta - 1)     i: has neighbour j"""
     gx = inverse_power(s, beta)

@@ -15,7 +15,7 @@ from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windo
 from minidnn.graph import Function, Tensor
 
 
-@kernel("pool")
+@kernel("pool", small=1 << 17)
 def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     """The largest value of each window, and which tap (row-major, the first of equals, the last NaN) it came from.
 
@@ -52,7 +52,7 @@ def first_taps(window: Windows, xp: Any) -> Any:
     return (rows[:, None] * window.kernel[1] + cols)[..., None]
 
 
-@kernel("pool")
+@kernel("pool", small=1 << 15)
 def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
     xp = array_module(gy)

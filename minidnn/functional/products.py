@@ -23,14 +23,14 @@ def product_weight_gradient(x: Any, gy: Any, out: Any = None) -> Any:
     return x.T.dot(gy, out)
 
 
-@kernel("elementwise")
+@kernel("elementwise", small=1 << 17)
 def add_bias(y: Any, b: Any) -> Any:
     """y += b along the last axis, in place; returns `y`"""
     y += b
     return y
 
 
-@kernel("products")
+@kernel("products", small=1 << 19)
 def sum_rows(gy: Any, out: Any = None) -> Any:
     """gb: the sum of gy over all axes but the last, into `out` if given"""
     return gy.sum(axis=tuple(range(gy.ndim - 1)), out=out)

@@ -116,7 +116,7 @@ class SGD:
                     f"expected {parameter.data.shape}"
                 )
             self._update(parameter, gradient, rate, options)
-            parameter.version += 1
+            parameter.changes.count += 1
 
     def _update(self, parameter: Tensor, g: Any, rate: float, options: Mapping[str, Any]) -> None:
         decay = options["weight_decay"] if getattr(parameter, "decay", True) else 0.0
@@ -128,10 +128,11 @@ class SGD:
             momentum_update(parameter.data, g, velocity, *rule)
 
     def _velocity_of(self, parameter: Tensor) -> Any:
-        if id(parameter) not in self._velocity:
+        velocity = self._velocity.get(id(parameter))
+        if velocity is None:
             xp = array_module(parameter.data)
-            self._velocity[id(parameter)] = xp.zeros(parameter.data.shape, parameter.data.dtype)
-        return self._velocity[id(parameter)]
+            velocity = self._velocity[id(parameter)] = xp.zeros(parameter.data.shape, parameter.data.dtype)
+        return velocity
 
     def state_dict(self) -> dict[str, Any]:
         """``{"iteration": int, "velocity": {parameter name: copy of its momentum}}``.

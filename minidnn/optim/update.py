@@ -16,7 +16,7 @@ from minidnn.backend.kernels import kernel
 BLOCK = {"numpy": 1 << 16, "cupy": 1 << 22}  # elements: fits a core's cache; on a GPU large enough to fill it
 
 
-@kernel("update")
+@kernel("update", small=1 << 17)
 def momentum_update(
     w: Any, g: Any, v: Any, rate: float, momentum: float, nesterov: bool, decay: float
 ) -> None:
@@ -24,8 +24,9 @@ def momentum_update(
 
     All in place; without momentum `v` is None and w <- w - rate d.
     """
-    arrays = [w, g] if v is None else [w, g, v]
-    for w, g, *velocity in _blocks(arrays, BLOCK[array_module(w).__name__]):
+    arrays, limit = [w, g] if v is None else [w, g, v], BLOCK[array_module(w).__name__]
+    parts = [arrays] if w.size <= limit else _blocks(arrays, limit)
+    for w, g, *velocity in parts:
         if decay:
             g = decay * w + g
         for v in velocity:
