@@ -66,6 +66,7 @@ def kernel(module: str, small: int = 0) -> Callable[[Callable], Callable]:
                 fast = getattr(importlib.import_module(f"minidnn.fast.{module}"), name)
             return fast(first, *rest)
 
+        chosen.__doc__ = f"{function.__doc__}\n\nOn NumPy arrays `minidnn.fast.{module}.{name}` runs instead."
         return chosen
 
     return decorate

@@ -31,12 +31,13 @@ def _refused(symbol: str) -> Callable[[Tensor, Any], Tensor]:
 
 
 def _array(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    values = x.numpy()
     if x.requires_grad:
         raise TypeError(
             f"NumPy would drop the graph of {x.name or 'a tensor'}: F.concatenate and its kin take tensors, x.data or "
             "x.numpy() has the values alone"
         )
-    return np.array(x.numpy(), dtype=dtype, copy=copy)
+    return np.array(values, dtype=dtype, copy=copy)
 
 
 def _format(x: Tensor, spec: str) -> str:

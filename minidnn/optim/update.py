@@ -2,7 +2,7 @@
 
 AlexNet has 61 million weights and little arithmetic per weight in an update, so the update is bound by
 memory: it walks through weights, gradients and momenta together in blocks that stay in the cache, and
-allocates no more than a few blocks.
+allocates no more than a block or two of scratch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,20 @@ def momentum_update(
 
     All in place; without momentum `v` is None and w <- w - rate d.
     """
-    arrays, limit = [w, g] if v is None else [w, g, v], BLOCK[array_module(w).__name__]
-    parts = [arrays] if w.size <= limit else _blocks(arrays, limit)
+    xp = array_module(w)
+    arrays, limit = [w, g] if v is None else [w, g, v], BLOCK[xp.__name__]
+    whole = w.size <= limit
+    parts = [arrays] if whole else _blocks(arrays, limit)
+    scratch = () if whole else [xp.empty(limit, w.dtype) for _ in range(2)]
     for w, g, *velocity in parts:
+        a, b = (None, None) if whole else (buffer[: w.size].reshape(w.shape) for buffer in scratch)
         if decay:
-            g = decay * w + g
+            g = a = xp.add(xp.multiply(w, decay, out=a), g, out=a)
         for v in velocity:
             v *= momentum
             v += g
-            g = momentum * v + g if nesterov else v
-        w -= rate * g
+            g = xp.add(xp.multiply(v, momentum, out=b), g, out=b) if nesterov else v
+        w -= xp.multiply(g, rate, out=a)
 
 
 @kernel("update")
