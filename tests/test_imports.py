@@ -7,7 +7,19 @@ from pathlib import Path
 import minidnn
 
 PACKAGE = Path(minidnn.__file__).parent
-ENGINE = ("backend", "fast", "functional", "graph", "gradcases", "gradcheck", "nn", "optim", "tape", "tensor", "values")
+ENGINE = (
+    "backend",
+    "fast",
+    "functional",
+    "graph",
+    "gradcases",
+    "gradcheck",
+    "nn",
+    "optim",
+    "tape",
+    "tensor",
+    "values",
+)
 
 
 def module_name(path):

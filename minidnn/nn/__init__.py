@@ -3,10 +3,11 @@
 from minidnn.nn import init
 from minidnn.nn.containers import ModuleDict, ModuleList
 from minidnn.nn.context import Context, context, current_context
+from minidnn.nn.dropout import Dropout
 from minidnn.nn.layers import Add, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Softmax, Tanh
 from minidnn.nn.models import MODELS, alexnet, build, lenet, linear_regression, logistic_regression, mlp
 from minidnn.nn.module import Module
-from minidnn.nn.normalize import BatchNorm, Dropout, LocalResponseNorm
+from minidnn.nn.normalize import BatchNorm, LocalResponseNorm
 from minidnn.nn.parameter import Buffer, Parameter
 from minidnn.nn.sequential import Sequential
 from minidnn.nn.summary import summary, summary_rows
