@@ -102,9 +102,9 @@ class Tape:
         if len(gradients) != len(outputs):
             raise ValueError(f"backward: {len(gradients)} gradients for {len(outputs)} outputs")
         seeds = [_seed(output, gradient) for output, gradient in zip(outputs, gradients, strict=True)]
-        if self.implicit or self.bordered:
-            self.nodes = self._reachable(outputs, everywhere)
         nodes = self.nodes
+        if self.implicit or self.bordered:
+            nodes, self.nodes = self._reachable(outputs, everywhere), []
         pending = self._pending = _count_leaf_uses(nodes) if on_ready or defer_weights else None
         for output, gradient in zip(outputs, seeds, strict=True):
             if output.creator is None:
@@ -253,12 +253,13 @@ def _seed(output: Any, gradient: Any) -> Any:
 def _accumulate(node: Any, edges: Sequence[Any], grads: Sequence[Any], gys: Sequence[Any]) -> None:
     """Hand each gradient of `node`'s inputs on along its edge."""
     for edge, gradient in zip(edges, grads, strict=True):
-        if edge is not None and gradient is not None:
-            target, index = edge
-            if index == LEAF:
-                _accumulate_leaf(target, gradient, gys, node)
-            else:
-                _accumulate_node(target, index, gradient)
+        if edge is None or gradient is None:
+            continue
+        target, index = edge
+        if index == LEAF:
+            _accumulate_leaf(target, gradient, gys, node)
+        else:
+            _accumulate_node(target, index, gradient)
 
 
 def _accumulate_node(node: Any, index: int, gradient: Any) -> None:

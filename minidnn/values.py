@@ -171,5 +171,5 @@ def as_tensor(x: Any) -> Tensor:
     if not isinstance(x, Tensor):
         return Tensor(x)
     if x.data is None:
-        raise RuntimeError(f"{x.name or 'a parameter'} has no values yet: call init() of its model first")
+        raise RuntimeError(f"{x.name or 'a parameter'} has no values yet: call model.init(seed=...)")
     return x

@@ -165,3 +165,13 @@ def test_the_gradient_handed_in_stays_its_owner_s_while_it_waits_on_another_tape
     g[...] = 0
     first.backward([])
     np.testing.assert_array_equal(x.grad, np.full(3, 2.0))
+
+
+def test_a_backward_that_failed_leaves_nothing_behind():
+    x = Tensor(np.ones(3), requires_grad=True)
+    z = (x.exp() * x).sum()
+    x.assign(np.zeros(3))
+    with pytest.raises(RuntimeError, match="changed in place"):
+        z.backward()
+    (x * 2.0).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2, 2, 2])

@@ -1,8 +1,8 @@
 """`Module`, the base of all layers and of `Sequential`.
 
 A layer is its options plus its parameters: attributes that are `Parameter` (trained) or `Buffer` (saved
-only). It has no other state, so a planner may copy it shallowly and put parts of the parameters in place of
-the whole.
+only). It has no other state, but for dropout's count of its calls, so a planner may copy it shallowly and put
+parts of the parameters in place of the whole.
 """
 
 from collections.abc import Iterator, Mapping
