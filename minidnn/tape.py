@@ -126,7 +126,9 @@ class Tape:
                     if pending is not None:
                         _settle(edges, pending, on_ready)
                     continue
-            node.check_versions()
+            for _, changes, count in node.versions:
+                if changes.count != count:
+                    node.check_versions()  # raises
             if observer:
                 observer(node)
             edges = node.edges
@@ -183,7 +185,9 @@ class Tape:
             if node.gys is None:
                 raise _used_up(node)
             found[node.order] = node
-            stack.extend([edge[0] for edge in node.edges if edge is not None and edge[1] != LEAF])
+            for edge in node.edges:
+                if edge is not None and edge[1] != LEAF:
+                    stack.append(edge[0])
         return [found[order] for order in sorted(found)]
 
     def _walks(self, node: Any) -> bool:

@@ -8,13 +8,13 @@ from minidnn.backend.kernels import kernel
 @kernel("products")
 def product(x: Any, W: Any) -> Any:
     """x W        x (n, i)   W (i, o)"""
-    return x @ W
+    return x.dot(W)
 
 
 @kernel("products")
 def product_input_gradient(gy: Any, W: Any) -> Any:
     """gx = gy W^T, (n, i)"""
-    return gy @ W.T
+    return gy.dot(W.T)
 
 
 @kernel("products")

@@ -163,11 +163,11 @@ class Module:
         return self.named_variables(Buffer)
 
     def parameters(self) -> list[Parameter]:
-        """The parameters, in program order."""
-        found = [value for value in vars(self).values() if isinstance(value, Parameter)]
+        """The parameters, in program order, each once."""
+        found = {id(value): value for value in vars(self).values() if isinstance(value, Parameter)}
         for _, child in self.children():
-            found += child.parameters()
-        return found
+            found |= {id(value): value for value in child.parameters()}
+        return list(found.values())
 
     def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
         """Draw all values from ``rng(seed, dotted name)``; returns self.
