@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import prod
 
 from ..nn import Parameter
-from .placement import At, intervals
+from .placement import At, Replicate, intervals
 from .planned import Bucket, Held, LayerPlan, Planned
+from .rule import Variable
 from .schedule import Update
 
 
@@ -65,16 +66,22 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
     A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold
-    alike, so they have the same buckets of that sum, tags (from `tag` on) included.
+    alike, so they have the same buckets of that sum, tags (from `tag` on) included; and where a parameter is
+    replicated, its bucket is, so that the same sums are made in the same order.
     """
     itemsize, options = plan.dtype.itemsize, plan.options
-    reduced: dict[tuple[tuple[str, ...], str], list[Held]] = {}
+
+    def key(layer: LayerPlan, variable: Variable | Held) -> tuple:
+        equal = tuple(a for a, p in zip(plan.mesh.names, variable.layout, strict=True) if p == Replicate())
+        return variable.sums, layer.update, equal
+
+    reduced: dict[tuple, list[Held]] = {}
     for p in plan.held[rank]:
         if p.trained and p.sums:
-            reduced.setdefault((p.sums, plan.by_name[p.layer].update), []).append(p)
-    keys = sorted({(v.sums, x.update) for x in plan.layers for v in x.derived.variables.values()})
+            reduced.setdefault(key(plan.by_name[p.layer], p), []).append(p)
+    keys = sorted({key(layer, v) for layer in plan.layers for v in layer.derived.variables.values()})
     buckets: list[Bucket] = []
-    for (axes, update), parameters in reversed(reduced.items()):
+    for (axes, update, equal), parameters in reversed(reduced.items()):
         runs: list[list[Held]] = []
         filled = None
         order = list(reversed(parameters))
@@ -97,7 +104,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                     names=tuple(p.name for p in run),
                     sizes=tuple(p.size for p in run),
                     algorithm=options.all_reduce_for(elements * itemsize, size, _nodes(plan, rank, axes)),
-                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update))),
+                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update, equal))),
                     sharded=options.sharded_momentum,
                     matrix=run[0].shape if run[0].rows else None,
                     rows=run[0].rows,

@@ -82,8 +82,8 @@ def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch
 def statistics(
     plan: Planned, rank: int, layer: LayerPlan, number: int, direction: str
 ) -> list[tuple[int, int]]:
-    """(tag, elements) of each sum of a synchronised batch norm: of values with their number, then of squares; backward in
-    one."""
+    """(tag, elements) of each sum of a synchronised batch norm: of values with their number, then of squares; of
+    gradients in one."""
     held = {p.name: p.size for p in plan.held[rank]}
     found = []
     for i, path in enumerate(layer.norms):
