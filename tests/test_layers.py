@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minidnn import nn
+from minidnn.nn.dimensions import Part
 from minidnn.tensor import Tensor
 
 # ---- context, dropout, batch normalisation ----
@@ -55,7 +56,7 @@ def test_dropout_of_a_shard_is_the_shard_of_the_mask():
     layer = nn.Sequential({"drop": nn.Dropout(0.5)})["drop"]
     with nn.context(training=True, seed=1, step=2, samples=np.arange(3)):
         whole = layer(Tensor(np.ones((3, 10)))).data
-        layer.features = (4, 9, 10)
+        layer.localise(Part(((4, 9),), ((4, 9),), (10,), (10,)))
         part = layer(Tensor(np.ones((3, 5)))).data
     np.testing.assert_array_equal(part, whole[:, 4:9])
 

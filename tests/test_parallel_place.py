@@ -17,7 +17,6 @@ from minidnn.parallel import (
     make_plan,
     place,
 )
-from minidnn.parallel.shard import requirement
 
 ROWS, COLUMNS, WHOLE, SUM = Shard(0), Shard(-1), Replicate(), Partial()
 
@@ -67,10 +66,10 @@ def test_random_placements(seed):
     model = rng.choice(["all", "skips", "long skips", "batch", "narrow", "towers"])
     ranks, net = rng.choice([2, 3, 4]), MODELS[model]()
     placements = {}
-    for name, layer, inputs, _ in net.shapes(SHAPE):
+    for name in net.names:
         choice = rng.choice([ROWS, COLUMNS, WHOLE, SUM, At(rng.randrange(ranks))])
         try:
-            requirement(name, layer, choice, ranks, inputs[0])
+            place({name: choice})(net, SHAPE, ranks, Options())
         except PlacementError:
             continue  # it follows the layer before
         placements[name] = choice
@@ -88,17 +87,22 @@ def build(placements, model="all", ranks=3):
     return place(placements)(MODELS[model](), SHAPE, ranks, Options())
 
 
+def layout_of(strategy, name, model="all"):
+    """Where the output of a layer lies along the only axis of the mesh."""
+    return make_plan(MODELS[model](), SHAPE, strategy, 17).by_name[name].layout[0]
+
+
 def test_the_first_pattern_counts():
     strategy = build({"fc7": At(1), "fc*": COLUMNS, "*": ROWS})
-    placements = {name: strategy.placements[name] for name in ("conv1", "fc6", "fc7", "fc8", "loss")}
+    placements = {name: layout_of(strategy, name) for name in ("conv1", "fc6", "fc7", "fc8", "loss")}
     assert placements == {"conv1": ROWS, "fc6": COLUMNS, "fc7": At(1), "fc8": COLUMNS, "loss": ROWS}
 
 
 def test_what_is_not_named_follows_the_layer_before():
     strategy = build({"fc6": COLUMNS, "fc8": SUM})
-    assert strategy.placements["conv1"] == strategy.placements["pool2"] == ROWS
-    assert strategy.placements["drop7"] == COLUMNS
-    assert strategy.placements["loss"] == WHOLE  # a sum is made before the loss
+    assert layout_of(strategy, "conv1") == layout_of(strategy, "pool2") == ROWS
+    assert layout_of(strategy, "drop7") == COLUMNS
+    assert layout_of(strategy, "loss") == WHOLE  # a sum is made before the loss
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_what_is_not_named_follows_the_layer_before():
         ({"fc6": At(-1)}, InputError, ["'fc6'", "rank -1"]),
         ({"relu6": SUM}, PlacementError, ["relu6", "ReLU", "Partial"]),
         ({"conv2": SUM}, PlacementError, ["conv2", "Conv2d", "ungrouped"]),
-        ({"flatten": COLUMNS}, PlacementError, ["flatten", "Shard(-1)", "Shard(0) or Replicate()"]),
+        ({"flatten": Shard(2)}, PlacementError, ["flatten", "Shard(2)", "Shard(0) or Replicate()"]),
         ({"loss": SUM}, PlacementError, ["loss", "Partial"]),
         ({"loss": COLUMNS}, PlacementError, ["loss", "Shard(-1)"]),
         ({"fc6": "Shard(0)"}, InputError, ["'fc6'", "'Shard(0)'", "Replicate"]),
@@ -125,6 +129,6 @@ def test_what_cannot_be_placed(placements, error, words):
         assert word in str(raised.value)
 
 
-def test_an_axis_that_nothing_is_split_along():
-    with pytest.raises(ValueError, match=r"Shard\(1\).*0 \(samples\) or -1 \(features\)"):
-        Shard(1)
+def test_an_axis_that_a_layer_does_not_have():
+    with pytest.raises(PlacementError, match=r"fc6: Linear cannot be Shard\(3\)"):
+        build({"fc6": Shard(3)})

@@ -45,9 +45,9 @@ def _of_message(message):
 
 def _tuple(fields, side, peer):
     names = ("phase", "layer", "op", "algorithm", "index", "count", "bytes")
-    # sums of gradients and metrics belong to no chunk: what either side has there means nothing
-    chunk = fields["chunk"] if fields["phase"] in ("forward", "backward") else None
-    return (side, peer, chunk, *(fields[name] for name in names))
+    # sums of gradients and metrics belong to no micro-batch: what either side has there means nothing
+    micro_batch = fields["micro_batch"] if fields["phase"] in ("forward", "backward") else None
+    return (side, peer, micro_batch, *(fields[name] for name in names))
 
 
 def assert_as_planned(model, strategy, ranks, batch, options, in_order):
@@ -71,17 +71,17 @@ def assert_as_planned(model, strategy, ranks, batch, options, in_order):
 
 
 def _by_collective(messages):
-    """The messages of each (layer, phase, operation, chunk), each in its order.
+    """The messages of each (layer, phase, operation, micro-batch), each in its order.
 
-    Collectives that are in flight together, as buckets during backward or a chunk's features during the
+    Collectives that are in flight together, as buckets during backward or a micro-batch's features during the
     work on another, move on as their messages arrive: which of the two posts its next round first is not
     determined, and does not matter. Within one of them the order is; and they start in the plan's order,
     so their tags rise.
     """
     found = {}
     for message in messages:
-        _, _, chunk, phase, layer, op, *_ = message
-        found.setdefault((layer, phase, op, chunk), []).append(message)
+        _, _, micro_batch, phase, layer, op, *_ = message
+        found.setdefault((layer, phase, op, micro_batch), []).append(message)
     return found
 
 
@@ -137,7 +137,7 @@ def test_hierarchical_over_nodes():
     """The plan knows the host of each rank, and of the members of a column."""
 
     def main(comm, strategy, options):
-        return run(comm, "all", strategy, 17, options | {"all_reduce": "hierarchical", "nodes": comm.nodes})
+        return run(comm, "all", strategy, 17, options | {"all_reduce": "hierarchical"})
 
     for strategy, options in (("data", {"bucket_mib": 0}), ("hybrid", {"dp": 2, "bucket_mib": 0})):
         for planned, done, *_ in threads.run(4, main, strategy, options, nodes=(0, 0, 0, 1)):
@@ -145,7 +145,7 @@ def test_hierarchical_over_nodes():
 
 
 @pytest.mark.parametrize("scheme", ["b", "c"])
-def test_update_after_every_chunk(scheme):
+def test_update_after_every_micro_batch(scheme):
     options = {"scheme": scheme, "fc_update": "each"}
     assert_as_planned("all", "owt", 3, 17, options, in_order=False)
     assert_as_planned("all", "hybrid", 4, 17, options, in_order=False)

@@ -1,5 +1,6 @@
 """Schedules: what the checker catches, how many activations are alive, how long the ranks stand idle."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -10,25 +11,15 @@ from test_parallel_equality import BASIC, GRIDS, VARIANTS, batch_for, model_for
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.errors import InputError
-from minidnn.parallel import (
-    Options,
-    ScheduleError,
-    check_plan,
-    make_plan,
-    make_strategy,
-    run_schedules,
-)
+from minidnn.parallel import Options, ScheduleError, check_plan, make_plan, make_strategy, run_events
 from minidnn.parallel.balance import balanced_starts
+from minidnn.parallel.events import Compute, Metrics, Post, PostSum, Wait, WaitSum
+from minidnn.parallel.run import Run
 from minidnn.parallel.schedule import (
     PIPELINES,
     Backward,
-    BackwardInput,
-    BackwardWeight,
-    Finish,
     Forward,
-    Metrics,
-    ReduceGradients,
-    Start,
+    Prefetch,
     Update,
     one_weird_trick,
     peak_activations,
@@ -56,8 +47,26 @@ def change(plan, rank, edit):
     """Let `edit` change the list of a rank's actions."""
     actions = list(plan.schedules[rank])
     edit(actions)
-    plan.schedules = plan.schedules | {rank: tuple(actions)}
+    plan.schedules.made[rank] = tuple(actions)
     return plan
+
+
+def change_events(plan, rank, edit):
+    """Let `edit` change the list of what happens on a rank."""
+    events = list(plan.events[rank])
+    edit(events)
+    plan.events.made[rank] = tuple(events)
+    return plan
+
+
+def move(plan, rank, direction, micro_batch):
+    """The events that begin and await a move on a rank; of one that is only sent, no wait."""
+    return [
+        e
+        for e in plan.events[rank]
+        for post in [e.post if isinstance(e, Wait) else e]
+        if isinstance(post, Post) and (post.direction, post.micro_batch) == (direction, micro_batch)
+    ]
 
 
 # -- the checker -----------------------------------------------------------------------------------------
@@ -74,66 +83,105 @@ def test_accepts_every_strategy(name):
 
 
 def test_missing_send():
-    plan = change(chain(3, 2, "1f1b"), 1, lambda actions: actions.remove(Start(1, 1, "forward")))
+    plan = chain(3, 2, "1f1b")
+    (send,) = (e for e in move(plan, 1, "forward", 1) if isinstance(e, Post) and e.exchange.layer == "fc2")
     with pytest.raises(
-        ScheduleError, match=r"send of fc2 \(forward, chunk 1.*from rank 1 to rank 2 are never sent"
+        ScheduleError, match=r"send of fc2 \(forward, micro-batch 1.*from rank 1 to rank 2 are never sent"
     ):
-        check_plan(plan)
+        check_plan(change_events(plan, 1, lambda events: events.remove(send)))
 
 
 def test_missing_receive():
-    def forget(actions):
-        actions.remove(Start(0, 0, "backward"))
-        actions.remove(Finish(0, 0, "backward"))
-
-    plan = change(chain(2, 2, "gpipe"), 0, forget)
-    with pytest.raises(ScheduleError, match=r"\(backward, chunk 0.*from rank 1 to rank 0 are never received"):
-        check_plan(plan)
+    plan = chain(2, 2, "gpipe")
+    gone = move(plan, 0, "backward", 0)
+    with pytest.raises(
+        ScheduleError, match=r"\(backward, micro-batch 0.*from rank 1 to rank 0 are never received"
+    ):
+        check_plan(change_events(plan, 0, lambda events: [events.remove(e) for e in gone]))
 
 
 def test_receive_too_many():
-    plan = change(chain(2, 2, "1f1b"), 1, lambda actions: actions.insert(0, Start(0, 1, "forward")))
-    with pytest.raises(ScheduleError, match=r"fc1 \(forward, chunk 1.*from rank 0 to rank 1 are never sent"):
-        check_plan(plan)
+    plan = chain(2, 2, "1f1b")
+    post = move(plan, 1, "forward", 1)[0]
+    with pytest.raises(
+        ScheduleError, match=r"fc1 \(forward, micro-batch 1.*from rank 0 to rank 1 are never sent"
+    ):
+        check_plan(change_events(plan, 1, lambda events: events.insert(0, post)))
+
+
+def test_both_ends_of_a_message_have_one_tag():
+    plan = chain(2, 2, "1f1b")
+    post, wait = move(plan, 1, "forward", 1)
+    other = replace(post, exchange=replace(post.exchange, tag=post.exchange.tag + 100))
+
+    def retag(events):
+        events[events.index(post)], events[events.index(wait)] = other, Wait(other)
+
+    with pytest.raises(ScheduleError, match=r"fc1 \(forward, micro-batch 1.*are never"):
+        check_plan(change_events(plan, 1, retag))
 
 
 def test_cyclic_wait():
-    """Rank 0 wants the gradient of chunk 1 before it sends the features of chunk 1: all messages have both ends."""
+    """Rank 0 wants the gradient of micro-batch 1 before it sends the features: all messages have both ends."""
+    plan = chain(2, 2, "1f1b")
+    early, features = move(plan, 0, "backward", 1), move(plan, 0, "forward", 1)[0]
 
-    def wait_too_early(actions):
-        early = [Start(0, 1, "backward"), Finish(0, 1, "backward")]
-        for action in early:
-            actions.remove(action)
-        at = actions.index(Start(0, 1, "forward"))
-        actions[at:at] = early
+    def wait_too_early(events):
+        for event in early:
+            events.remove(event)
+        at = events.index(features)
+        events[at:at] = early
 
-    plan = change(chain(2, 2, "1f1b"), 0, wait_too_early)
     with pytest.raises(ScheduleError) as raised:
-        check_plan(plan)
+        check_plan(change_events(plan, 0, wait_too_early))
     text = str(raised.value)
     assert "no rank can go on" in text
-    assert "rank 0 at Finish(boundary=0, chunk=1, direction='backward') waits for rank 1" in text
-    assert "rank 1 at Finish(boundary=0, chunk=1, direction='forward') waits for rank 0" in text
+    assert "rank 0 at backward move of fc0 for fc1, micro-batch 1 waits for rank 1" in text
+    assert "rank 1 at forward move of fc0 for fc1, micro-batch 1 waits for rank 0" in text
 
 
 def test_sums_in_different_order():
     """Every rank sums every bucket, but not in one order: each waits in another sum."""
-    plan = data_parallel()
 
-    def swap(actions):
-        first, second = (actions.index(ReduceGradients(i)) for i in (0, 1))
-        actions[first], actions[second] = actions[second], actions[first]
+    def swap(events):
+        at = [events.index(e) for e in events if isinstance(e, PostSum)]
+        first, second = events[at[0] : at[0] + 2], events[at[1] : at[1] + 2]
+        events[at[0] : at[0] + 2], events[at[1] : at[1] + 2] = second, first
 
     with pytest.raises(
-        ScheduleError, match="ReduceGradients.* waits for rank 1.*ReduceGradients.* waits for rank 0"
+        ScheduleError,
+        match="sum of the gradients.* waits for rank 1.*sum of the gradients.* waits for rank 0",
     ):
-        check_plan(change(plan, 1, swap))
+        check_plan(change_events(data_parallel(), 1, swap))
 
 
 def test_metrics_of_one_rank_only():
-    plan = change(data_parallel(), 1, lambda actions: actions.remove(Metrics()))
+    def forget(events):
+        events[:] = [e for e in events if not isinstance(e, Metrics)]
+
     with pytest.raises(ScheduleError, match=r"all_reduce of loss \(metrics"):
-        check_plan(plan)
+        check_plan(change_events(data_parallel(), 1, forget))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda actions: actions.remove(Backward(1, 1)),
+            "micro-batch 1 of stage 1 as forward: expected forward, then",
+        ),
+        (lambda actions: actions.append(Backward(1, 1)), "as forward, both, both: expected"),
+        (lambda actions: actions.insert(0, actions.pop()), "as both, forward: expected"),
+        (
+            lambda actions: actions.append(Forward(0, 0)),
+            "micro-batch 0 of stage 0 as forward: expected nothing",
+        ),
+        (lambda actions: actions.append(Backward(1, 0, "weight")), "as forward, both, weight: expected"),
+    ],
+)
+def test_work_left_out_or_done_twice(edit, words):
+    with pytest.raises(ScheduleError, match=words):
+        check_plan(change(chain(2, 2, "gpipe"), 1, edit))
 
 
 def test_a_wait_without_a_message_hangs_no_one():
@@ -143,18 +191,16 @@ def test_a_wait_without_a_message_hangs_no_one():
 
 def test_more_activations_than_declared():
     plan = chain(3, 5, "1f1b")
-    assert plan.alive == (3, 2, 1) and chain(3, 5, "gpipe").alive == (5, 5, 5)
+    assert [stage.alive for stage in plan.stages] == [3, 2, 1]
+    assert [stage.alive for stage in chain(3, 5, "gpipe").stages] == [5, 5, 5]
 
     def run_ahead(actions):
         """The last forward before the backward that makes room for it."""
-        start, finish, forward = Start(0, 2, "forward"), Finish(0, 2, "forward"), Forward(1, 2)
-        for action in (start, finish, forward):
-            actions.remove(action)
-        at = actions.index(Start(1, 0, "backward"))
-        actions[at:at] = [start, finish, forward]
+        actions.remove(Forward(1, 2))
+        actions.insert(actions.index(Backward(1, 0)), Forward(1, 2))
 
     with pytest.raises(
-        ScheduleError, match="rank 1 holds the activations of 3 chunks of segment 1, declared 2"
+        ScheduleError, match="rank 1 holds the activations of 3 micro-batches of stage 1, declared 2"
     ):
         check_plan(change(plan, 1, run_ahead))
 
@@ -167,16 +213,16 @@ def test_more_activations_than_declared():
 def test_every_chunk_once_and_in_order(name, stages, chunks):
     for stage in range(stages):
         actions = pipeline(name, stages, stage, chunks)
-        whole = [a.chunk for a in actions if isinstance(a, Backward)]
-        inputs = [a.chunk for a in actions if isinstance(a, BackwardInput)]
-        weights = [a.chunk for a in actions if isinstance(a, BackwardWeight)]
-        assert [a.chunk for a in actions if isinstance(a, Forward)] == list(range(chunks))
+        whole, inputs, weights = (
+            [a.micro_batch for a in actions if isinstance(a, Backward) and a.part == part]
+            for part in ("both", "input", "weight")
+        )
+        assert [a.micro_batch for a in actions if isinstance(a, Forward)] == list(range(chunks))
         assert whole or (inputs == weights)
         assert (whole or inputs) == list(range(chunks))
         for chunk in range(chunks):
-            backward = BackwardInput if inputs else Backward
-            order = [Forward(stage, chunk), backward(stage, chunk)]
-            order += [BackwardWeight(stage, chunk)] if inputs else []
+            order = [Forward(stage, chunk), Backward(stage, chunk, "input" if inputs else "both")]
+            order += [Backward(stage, chunk, "weight")] if inputs else []
             places = [actions.index(action) for action in order]
             assert places == sorted(places)
 
@@ -195,28 +241,31 @@ def test_live_activations(stages, chunks):
 
 
 @pytest.mark.parametrize(("name", "peak"), [("naive", [1, 1, 1]), ("gpipe", [5, 5, 5]), ("1f1b", [3, 2, 1])])
-def test_live_activations_of_a_run(name, peak):
-    """Counted while it runs, not read off the schedule: the tapes that a rank holds."""
+def test_live_activations_of_a_run(name, peak, monkeypatch):
+    """Counted while it runs, not read off the schedule: the micro-batches of whose layers a rank holds tapes."""
+    alive = {}
 
-    def main(comm):
-        running = executor(comm, "plain", "layer_split", 17, {"micro_batches": 5, "schedule": name})
-        forward, alive = running.segments.forward, []
+    class Counting(Run):
+        def do(self, event):
+            super().do(event)
+            held = len({micro_batch for _, micro_batch in self.tapes})
+            alive[self.rank] = max(alive.get(self.rank, 0), held)
 
-        def counting(step, *segment):
-            forward(step, *segment)
-            alive.append(len(step.tapes))
-
-        running.segments.forward = counting
-        feed(running, 0, 17)
-        return max(alive)
-
-    assert threads.run(3, main) == peak
+    monkeypatch.setattr("minidnn.parallel.executor.Run", Counting)
+    options = {"micro_batches": 5, "schedule": name}
+    threads.run(3, lambda comm: feed(executor(comm, "plain", "layer_split", 17, options), 0, 17))
+    assert [alive[rank] for rank in range(3)] == peak
 
 
 def unit_times(forward, backward, weight):
     """Durations of the actions; a whole backward is both of its halves."""
-    times = {Forward: forward, BackwardInput: backward, BackwardWeight: weight, Backward: backward + weight}
-    return lambda rank, action: times.get(type(action), 0)
+    times = {"forward": forward, "input": backward, "weight": weight, "both": backward + weight}
+
+    def duration(rank, event):
+        computes = isinstance(event, Compute) and event.layer.layer is not None  # the loss takes no time
+        return times[event.phase] if computes else 0
+
+    return duration
 
 
 @pytest.mark.parametrize("times", [(1, 1, 1), (1, 2, 2), (3, 1, 2)])
@@ -224,14 +273,14 @@ def unit_times(forward, backward, weight):
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 def test_bubble(name, stages, chunks, times):
     """The idle share is (p - 1)/(m + p - 1), and no better for 1F1B: it saves memory, not time."""
-    timing = run_schedules(chain(stages, chunks, name), unit_times(*times))
+    timing = run_events(chain(stages, chunks, name), unit_times(*times))
     assert timing.bubble == pytest.approx((stages - 1) / (chunks + stages - 1))
 
 
 @pytest.mark.parametrize(("stages", "chunks"), SIZES)
 def test_bubble_without_pipelining(stages, chunks):
     """Naively one rank works at a time."""
-    timing = run_schedules(chain(stages, chunks, "naive"), unit_times(1, 1, 1))
+    timing = run_events(chain(stages, chunks, "naive"), unit_times(1, 1, 1))
     assert timing.bubble == pytest.approx((stages - 1) / stages)
 
 
@@ -240,14 +289,14 @@ def test_bubble_without_pipelining(stages, chunks):
 def test_bubble_of_zero_bubble_h1(stages, chunks, times):
     """(p - 1)(TF + TB - TW) in place of (p - 1)(TF + TB + TW): Qi et al. 2024, table 2, for m >= p."""
     forward, backward, weight = times
-    timing = run_schedules(chain(stages, chunks, "zb-h1"), unit_times(*times))
+    timing = run_events(chain(stages, chunks, "zb-h1"), unit_times(*times))
     idle = (stages - 1) * (forward + backward - weight)
     assert timing.makespan == pytest.approx(chunks * sum(times) + idle)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_no_rank_computes_two_things_at_once(name):
-    timing = run_schedules(chain(4, 6, name), unit_times(1, 1, 1))
+    timing = run_events(chain(4, 6, name), unit_times(1, 1, 1))
     for rank, spans in timing.spans.items():
         for (_, _, end), (_, begin, _) in zip(spans, spans[1:], strict=False):
             assert begin >= end
@@ -261,16 +310,14 @@ def test_no_rank_computes_two_things_at_once(name):
 def test_the_next_chunk_travels_during_the_work_on_this_one(chunks):
     actions = one_weird_trick("c", chunks, update_each=True)
     for c in range(chunks - 1):
-        assert actions.index(Start(0, c + 1, "forward")) < actions.index(Forward(1, c))
-        assert actions.index(Start(0, c, "backward")) < actions.index(Forward(1, c + 1))
-        assert actions.index(Finish(0, c, "backward")) > actions.index(Backward(1, c + 1))
+        assert actions.index(Prefetch(1, c + 1)) < actions.index(Forward(1, c))
     updates = [a for a in actions if isinstance(a, Update)]
     assert updates == [Update("fc", c) for c in range(chunks)]
     assert actions[-1] == Backward(0, 0)
 
 
 def test_scheme_a_is_one_chunk():
-    with pytest.raises(ValueError, match="1 chunk, got 2"):
+    with pytest.raises(ValueError, match="1 micro-batch, got 2"):
         one_weird_trick("a", 2, update_each=False)
 
 
@@ -330,11 +377,11 @@ NO_STAGES = [(5,), (5, 3), (3, 3), (0, 4), (3, 12), (-1, 3), (3, 4, 5), (3, "fc9
 
 @pytest.mark.parametrize("stages", NO_STAGES, ids=str)
 def test_stages_that_are_none(stages):
-    with pytest.raises(InputError, match=r"--stages .*expected 2 layers in rising order"):
+    with pytest.raises(InputError, match=r"stages=.*expected 2 layers in rising order"):
         stage_starts(3, stages=stages)
 
 
 def test_more_stages_than_layers():
     model = nn.Sequential({"flatten": nn.Flatten(), "fc": nn.Linear(192, CLASSES)})
-    with pytest.raises(InputError, match="over 3 ranks needs as many layers; the model has 2"):
+    with pytest.raises(InputError, match="over 3 stages needs as many layers; the model has 2"):
         make_strategy("layer_split", model, SHAPE, 3, Options())

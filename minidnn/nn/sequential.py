@@ -33,6 +33,8 @@ class Sequential(Module):
 
     Attributes
     ----------
+    inputs : tuple of str
+        The names of the model's inputs: "input", and those of `external`.
     sources : dict
         The names of the inputs of each layer.
 
@@ -51,7 +53,7 @@ class Sequential(Module):
     ):
         self.layers: dict[str, Module] = {}
         self.sources: dict[str, tuple[str, ...]] = {}
-        self.external = tuple(external)
+        self.inputs = (INPUT, *external)
         for name, layer in _named(layers):
             layer, *takes = layer if isinstance(layer, tuple) else (layer,)
             if isinstance(layer, Sequential):
@@ -61,9 +63,9 @@ class Sequential(Module):
                 self._add(name, layer, (*before, *getattr(layer, "also", ())))
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the model's inputs."""
-        return (INPUT, *self.external)
+    def external(self) -> tuple[str, ...]:
+        """The names of the inputs after the first."""
+        return self.inputs[1:]
 
     def _add(self, name: str, layer: Module, sources: tuple[str, ...]) -> None:
         if not isinstance(layer, Module):
@@ -143,16 +145,14 @@ class Sequential(Module):
         names = list(self.layers)
         first, last = (names.index(self._find(name)) for name in (start, stop))
         inside = names[first : last + 1]
-        here = {*inside, *self.inputs[: first == 0]}
         before = names[first - 1] if first else INPUT
         outside = dict.fromkeys(
-            s for name in inside for s in self.sources[name] if s not in here and s != before
+            s for name in inside for s in self.sources[name] if s not in (*inside, before)
         )
-        part = Sequential(external=tuple(outside))
+        part = Sequential()
+        part.inputs = (before, *outside)
         part.layers = {name: self.layers[name] for name in inside}
-        part.sources = {
-            name: tuple(INPUT if s == before else s for s in self.sources[name]) for name in inside
-        }
+        part.sources = {name: self.sources[name] for name in inside}
         return part
 
     def _find(self, name: str) -> str:

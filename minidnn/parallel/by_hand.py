@@ -95,16 +95,13 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
             at[axis] = placement.index
         if not isinstance(placement, Shard | Partial):
             continue
-        found = (
-            [()]
-            if dims is None
-            else [dims.output[placement.axis]]
-            if _has(dims, placement)
-            else [tuple(dims.summed)]
-        )
-        letter = (
-            next(iter(found[0]), None) if isinstance(placement, Partial) or _has(dims, placement) else None
-        )
+        letter = None
+        if dims is not None and isinstance(placement, Partial):
+            letter = min(dims.summed, default=None)
+        elif dims is not None and (
+            placement.axis == 0 or -len(dims.output) < placement.axis < len(dims.output)
+        ):
+            letter = dims.output[placement.axis][0]
         if letter is None or not table.can(name, letter, (*letters.get(letter, ()), axis)):
             raise PlacementError(
                 f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or Replicate() "
@@ -112,14 +109,6 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
             )
         letters[letter] = (*letters.get(letter, ()), axis)
     return Split(letters, at)
-
-
-def _has(dims, placement) -> bool:
-    return (
-        dims is not None
-        and isinstance(placement, Shard)
-        and -len(dims.output) <= placement.axis < len(dims.output)
-    )
 
 
 def parse_splits(text: str) -> dict[str, Split]:

@@ -65,13 +65,14 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
     A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold alike, so
-    they have the same buckets, numbers and tags (from `tag` on) included.
+    they have the same buckets of that sum, tags (from `tag` on) included.
     """
     itemsize, options = plan.dtype.itemsize, plan.options
     reduced: dict[tuple[tuple[str, ...], str], list[Held]] = {}
     for p in plan.held[rank]:
         if p.trained and p.sums:
             reduced.setdefault((p.sums, plan.by_name[p.layer].update), []).append(p)
+    keys = sorted({(v.sums, x.update) for x in plan.layers for v in x.derived.variables.values()})
     buckets: list[Bucket] = []
     for (axes, update), parameters in reversed(reduced.items()):
         runs: list[list[Held]] = []
@@ -86,7 +87,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                 filled = 0
             summed.append(p)
             filled += p.size * itemsize
-        for run in sorted(runs, key=lambda run: order.index(run[-1])):
+        for number, run in enumerate(sorted(runs, key=lambda run: order.index(run[-1]))):
             elements = sum(p.size for p in run)
             group = plan.mesh.group(rank, axes)
             buckets.append(
@@ -99,7 +100,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                     algorithm=options.all_reduce_for(
                         elements * itemsize, tuple(plan.nodes[r] for r in group)
                     ),
-                    tag=tag + 2 * len(buckets),
+                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update))),
                     sharded=options.sharded_momentum,
                     matrix=run[0].shape if run[0].rows else None,
                     rows=run[0].rows,
