@@ -92,7 +92,7 @@ def micro_batch_rows(scheme: str, mesh: Mapping[str, int]) -> Callable[[int], li
     """Which rows of the batch OWT's scheme puts into each micro-batch (Krizhevsky 2014, sec. 4.1).
 
     (a): all of them. (b): micro-batch j is worker j's rows. (c): it is the j-th part of every worker's. The batch is
-    cut over the axes of the mesh in turn; the workers are those along "model", and what they have along others makes one.
+    cut over the axes of the mesh in turn. The workers are those along "model"; what one has along others goes together.
     """
 
     def rows(n: int) -> list[np.ndarray]:
