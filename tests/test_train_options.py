@@ -3,12 +3,13 @@
 import pytest
 from parallel_cases import MODELS, SHAPE
 
+from minidnn.comm import threads
 from minidnn.errors import InputError
 from minidnn.parallel import Mesh, Options
 from minidnn.parallel.costs import estimated_costs, measured_costs
-from minidnn.train import parse, parser
+from minidnn.train import Session, parse, parser
 from minidnn.train.options import parallel_options
-from minidnn.train.planning import planned_model, without_effect
+from minidnn.train.planning import plan_of, planned_model, without_effect
 
 
 def parsed(*flags, strategy="data"):
@@ -151,6 +152,30 @@ def test_the_variant_is_the_one_that_the_strategy_is_for():
 def test_choices_list_what_is_known(flags):
     with pytest.raises(InputError, match=f"{flags}: expected one of "):
         parallel_options(parsed(*flags.split()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--image 227 --width 0.05 --strategy owt",
+        "--image 70 --width 0.05 --classes 3 --strategy alexnet2012",
+        "--width 0.05 --norm batch --batch-per-rank 4 --mesh data=2,stage=2 --micro-batches 2 --strategy layer_split",
+        "--model lenet --image 28 --classes 3 --split conv*:n=ranks;fc*:o=ranks --sharded-momentum --buckets 1",
+        "--width 0.05 --strategy spatial --dtype float64 --all-reduce tree",
+    ],
+)
+def test_planning_and_training_with_the_same_flags_are_the_same_step(flags):
+    """Model, classes, image, batch and every message: what `minidnn plan` prints is what a run of it prints."""
+    ranks = 4 if "stage" in flags else 2
+    args = parsed(*flags.split(), "--images", "32", "--validation", "0", strategy=None)
+
+    def main(comm):
+        return Session(comm, args).executor.plan
+
+    trained, planned = threads.run(ranks, main)[0], plan_of(args, ranks, 1)
+    assert str(trained) == str(planned)
+    for rank in range(ranks):
+        assert trained.messages(rank) == planned.messages(rank)
 
 
 # -- TOML --------------------------------------------------------------------------------------------------
