@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from typing import Any
 
 from .. import nn
@@ -19,7 +20,7 @@ _READ = {
     name: name for name in ("scheme", "fc_update", "fc_pairs", "schedule", "stages", "micro_batches", "dp")
 }
 _READ["costs"] = "balance"
-_SUMS = ("buckets", "sharded_momentum", "fc_gradients")
+_FLAGS = (*_READ.values(), "buckets", "sharded_momentum", "fc_gradients", "conv_lr_scale", "local_batch_norm")
 
 
 def build_model(args: argparse.Namespace, image: int, classes: int) -> nn.Sequential:
@@ -91,19 +92,12 @@ def without_effect(
 ) -> list[str]:
     """A line for each option that was given and that makes no difference to this strategy over so many ranks."""
     defaults, options = parser("", None), parallel_options(args, batch=batch_of(args, ranks))
-    flags = (*_READ.values(), *_SUMS, "conv_lr_scale", "local_batch_norm")
-    given = [name for name in flags if getattr(args, name) != defaults.get_default(name)]
-    found: dict[str, set[str]] = {}
-
-    def used(strategy: str) -> set[str]:
-        if strategy not in found:
-            found[strategy] = _used(strategy, model, shape, ranks, options)
-        return found[strategy]
-
+    given = [name for name in _FLAGS if getattr(args, name) != defaults.get_default(name)]
+    used = cache(lambda strategy: _used(strategy, model, shape, ranks, options))
     lines = []
     for name in given:
         if name not in used(args.strategy):
-            others = [s for s in STRATEGIES if s != args.strategy and not args.split and name in used(s)]
+            others = [s for s in STRATEGIES if not args.split and name in used(s)]
             only = f", only with {', '.join(others)}" if others else f" on {ranks} rank{'s' * (ranks > 1)}"
             what = "--split" if args.split else f"--strategy {args.strategy}"
             lines.append(f"note: --{name.replace('_', '-')} has no effect with {what}{only}")
@@ -121,13 +115,12 @@ def _used(name: str, model: nn.Sequential, shape: tuple[int, ...], ranks: int, o
     for stage in range(strategy.mesh.axis_size("stage")):
         strategy.schedule(stage)
     found = {flag for argument, flag in _READ.items() if argument in noted.names}
-    held = [p for rank in range(ranks) for p in plan.held[rank] if p.trained and p.sums]
-    if held:
-        found |= {"buckets", "sharded_momentum"}
-    if any(b.matrix for rank in range(ranks) for b in plan.buckets[rank]):
-        found.add("fc_gradients")
-    if "conv" in strategy.updates.values():
-        found.add("conv_lr_scale")
-    if any(normalises(x) and apart(x, plan.mesh) for x in plan.layers):
-        found.add("local_batch_norm")
-    return found
+    buckets = [bucket for own in plan.buckets.values() for bucket in own]
+    more = {
+        "buckets": buckets,
+        "sharded_momentum": buckets,
+        "fc_gradients": any(bucket.matrix for bucket in buckets),
+        "conv_lr_scale": "conv" in strategy.updates.values(),
+        "local_batch_norm": any(normalises(x) and apart(x, plan.mesh) for x in plan.layers),
+    }
+    return found | {flag for flag, matters in more.items() if matters}
