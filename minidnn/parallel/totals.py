@@ -58,36 +58,30 @@ def _alike(plan: Planned) -> tuple[str, ...]:
     even = all(len(set(batch.rows)) == 1 for stage in plan.stages for batch in stage.micro_batches)
     if not even or len(set(plan.nodes)) > 1:
         return ()
-    values, weights = _layouts(plan)
+    weights = [v.layout for x in plan.layers for v in x.derived.variables.values()]
     free = set(plan.mesh.names) - {"stage"}
-    for allowed, layouts in (((Shard(0), Replicate()), values), ((Replicate(),), weights)):
+    for allowed, layouts in (((Shard(0), Replicate()), _values(plan)), ((Replicate(),), weights)):
         for layout in layouts:
             pairs = zip(plan.mesh.names, layout, strict=True)
             free -= {axis for axis, p in pairs if p not in allowed}
     return tuple(sorted(free))
 
 
-def _layouts(plan: Planned) -> tuple[list, list]:
-    """All layouts of values, and those of parameters."""
-    found = [layout for x in plan.layers for layout in (*x.derived.inputs, x.layout, x.derived.gradient)]
-    return found, [v.layout for x in plan.layers for v in x.derived.variables.values()]
+def _values(plan: Planned) -> list:
+    """The layouts of all values."""
+    return [layout for x in plan.layers for layout in (*x.derived.inputs, x.layout, x.derived.gradient)]
 
 
 def _representatives(plan: Planned, alike: tuple[str, ...]) -> list[int]:
     """Ranks that take part in all that is sent: one of every group in each place where something is held alone."""
-    values, weights = _layouts(plan)
-    alone = {
-        a
-        for layout in values + weights
-        for a, p in zip(plan.mesh.names, layout, strict=True)
-        if isinstance(p, At)
-    }
+    pairs = [pair for x in _values(plan) for pair in zip(plan.mesh.names, x, strict=True)]
+    alone = {"stage", *(axis for axis, p in pairs if isinstance(p, At))}
     covered: set[tuple] = set()
     chosen = []
     for rank in range(plan.size):
         if any(plan.mesh.coordinate(rank, axis) for axis in alike):
             continue
-        place = tuple(plan.mesh.coordinate(rank, axis) for axis in sorted(alone | {"stage"}))
+        place = tuple(plan.mesh.coordinate(rank, axis) for axis in sorted(alone))
         own = {(axes, plan.mesh.group(rank, axes)[0], place) for axes in plan.groups}
         if not own <= covered:
             chosen.append(rank)

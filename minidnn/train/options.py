@@ -247,21 +247,11 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     if args.stages:
         words = (word.strip() for word in args.stages.split(","))
         stages = tuple(int(word) if word.isdecimal() else word for word in words)
-    values: dict[str, object] = {
-        "split": args.split or "",
-        "dtype": args.dtype,
-        "all_reduce": args.all_reduce,
-        "bucket_mib": args.buckets,
-        "sharded_momentum": args.sharded_momentum,
-        "sync_batch_norm": not args.local_batch_norm,
-        "micro_batches": args.micro_batches,
-        "schedule": args.schedule,
-        "stages": stages,
-        "scheme": args.scheme,
-        "fc_update": args.fc_update,
-        "fc_gradients": args.fc_gradients,
-        "fc_pairs": args.fc_pairs,
-        "dp": args.dp,
-    }
+    same = (
+        "dtype all_reduce sharded_momentum micro_batches schedule scheme fc_update fc_gradients fc_pairs dp"
+    )
+    values: dict[str, object] = {name: getattr(args, name) for name in same.split()}
+    values |= {"split": args.split or "", "stages": stages, "bucket_mib": args.buckets}
+    values |= {"sync_batch_norm": not args.local_batch_norm, **overrides}
     with speaking_of_flags():
-        return Options(mesh=Mesh.parse(args.mesh) if args.mesh else None, **(values | overrides))
+        return Options(mesh=Mesh.parse(args.mesh) if args.mesh else None, **values)
