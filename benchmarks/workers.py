@@ -65,13 +65,11 @@ def training(options: dict[str, Any]) -> Handler:
     optimiser = SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, *shape), np.float32)
-    labels, samples = random.integers(0, classes, batch), np.arange(batch)
+    labels = random.integers(0, classes, batch)
 
     def step() -> None:
-        model.zero_grad()
-        with nn.context(training=True, seed=0, step=optimiser.iteration, samples=samples):
-            loss = F.softmax_cross_entropy(model(Tensor(images)), labels)
-        loss.backward()
+        optimiser.zero_grad()
+        F.softmax_cross_entropy(model(Tensor(images)), labels).backward()
         optimiser.step()
 
     def handle(request: dict[str, Any]) -> dict[str, Any]:

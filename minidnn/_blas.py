@@ -59,9 +59,9 @@ def limit_blas_threads() -> str:
         # processes.
         return f"{share} BLAS threads (all cores)"
     if "numpy" in sys.modules:  # it has read the variables already: tell its BLAS, if it can be told
-        from .backend import blas
+        from .backend import openblas
 
-        if not blas.set_threads(share):
+        if not openblas.set_threads(share):
             return f"BLAS threads not limited: NumPy was imported before minidnn; set {VARIABLES[0]}={share}"
     for name in VARIABLES:
         os.environ[name] = str(share)

@@ -43,18 +43,18 @@ class Tape:
         self.layer: str | None = None
         self.nodes: list[Any] = []
         self.implicit = False
+        self.bordered = False  # whether a node here takes the output of a node of another tape
         self.reference = weakref.ref(self)  # shared by all nodes: they must not keep the tape alive
-        self._outer: list[Tape] = []
         self._deferred: list[tuple[Any, list]] = []
         self._pending: dict[int, int] | None = None
 
     def __enter__(self) -> "Tape":
-        self._outer.append(state.tape)
+        state.outer.append(state.tape)
         state.tape = self
         return self
 
     def __exit__(self, *exception: object) -> None:
-        state.tape = self._outer.pop()
+        state.tape = state.outer.pop()
 
     def backward(
         self,
@@ -64,11 +64,12 @@ class Tape:
         defer_weights: bool = False,
         on_ready: Callable[[Any], None] | None = None,
         observer: Callable[[Any], None] | None = None,
+        everywhere: bool = False,
     ) -> None:
         """Add the gradient of sum_i <gradients[i], outputs[i]> to ``.grad`` of every leaf; use up the tape.
 
         Arrays saved for backward are released as the walk passes them. A gradient that reaches a node of
-        another tape waits there until that tape's backward.
+        another ``with Tape()`` block waits there until that tape's backward.
 
         Parameters
         ----------
@@ -84,6 +85,8 @@ class Tape:
             the tape uses but no gradient reached is reported too (its ``.grad`` is as it was).
         observer : callable
             Called with each node just before its backward.
+        everywhere : bool
+            Nothing waits: nodes of other tapes that led to `outputs` are walked through, too.
 
         Raises
         ------
@@ -99,11 +102,13 @@ class Tape:
         if len(gradients) != len(outputs):
             raise ValueError(f"backward: {len(gradients)} gradients for {len(outputs)} outputs")
         seeds = [_seed(output, gradient) for output, gradient in zip(outputs, gradients, strict=True)]
-        nodes = self._reachable(outputs) if self.implicit else self.nodes
+        nodes = self.nodes
+        if self.implicit or self.bordered:
+            nodes, self.nodes = self._reachable(outputs, everywhere), []
         pending = self._pending = _count_leaf_uses(nodes) if on_ready or defer_weights else None
         for output, gradient in zip(outputs, seeds, strict=True):
             if output.creator is None:
-                _accumulate_leaf(output, gradient, seeds, None)
+                _accumulate_leaf(output, gradient, (), None)
             else:
                 _accumulate_node(output.creator, output.index, gradient)
         while nodes:
@@ -121,7 +126,9 @@ class Tape:
                     if pending is not None:
                         _settle(edges, pending, on_ready)
                     continue
-            node.check_versions()
+            for _, changes, count in node.versions:
+                if changes.count != count:
+                    node.check_versions()  # raises
             if observer:
                 observer(node)
             edges = node.edges
@@ -166,19 +173,27 @@ class Tape:
             node.release()
             _settle(edges, pending, on_ready)
 
-    def _reachable(self, outputs: Sequence[Any]) -> list[Any]:
-        """Nodes that lead to `outputs` or to a collective node of this tape, in program order."""
-        stack = [output.creator for output in outputs if output.creator is not None] + self.nodes
-        self.nodes = []
+    def _reachable(self, outputs: Sequence[Any], everywhere: bool) -> list[Any]:
+        """The nodes of this tape and those that led to them or to `outputs`, in program order."""
+        unused = [node for node in self.nodes if node.gys is not None]
+        stack = [output.creator for output in outputs if output.creator is not None] + unused
         found: dict[int, Any] = {}
         while stack:
             node = stack.pop()
-            if node.order not in found:
-                if node.gys is None:
-                    raise _used_up(node)
-                found[node.order] = node
-                stack.extend([edge[0] for edge in node.edges if edge is not None and edge[1] != LEAF])
+            if node.order in found or not (everywhere or self._walks(node)):
+                continue
+            if node.gys is None:
+                raise _used_up(node)
+            found[node.order] = node
+            for edge in node.edges:
+                if edge is not None and edge[1] != LEAF:
+                    stack.append(edge[0])
         return [found[order] for order in sorted(found)]
+
+    def _walks(self, node: Any) -> bool:
+        """Whether no other tape's backward will come to `node`: it is ours, or nobody's list holds it."""
+        tape = node.tape()
+        return tape is None or tape is self or tape.implicit
 
 
 class _State(threading.local):
@@ -186,6 +201,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.enabled = True
+        self.outer: list[Any] = []  # what holds again at the end of each `with` block that the thread is in
         self.implicit = self.tape = Tape()  # `implicit` keeps it alive while another is innermost
         self.tape.implicit = True
 
@@ -208,11 +224,11 @@ class no_grad(contextlib.ContextDecorator):
     """Context manager or decorator: operations inside are not recorded, their results need no gradient."""
 
     def __enter__(self) -> None:
-        self._outer = [*getattr(self, "_outer", ()), state.enabled]
+        state.outer.append(state.enabled)
         state.enabled = False
 
     def __exit__(self, *exception: object) -> None:
-        state.enabled = self._outer.pop()
+        state.enabled = state.outer.pop()
 
 
 def _seed(output: Any, gradient: Any) -> Any:
@@ -229,8 +245,8 @@ def _seed(output: Any, gradient: Any) -> Any:
         return array_module(data).ones(data.shape, data.dtype)
     if hasattr(gradient, "requires_grad"):
         gradient = gradient.data
-    if not is_array(gradient):
-        gradient = array_module(data).asarray(gradient, dtype=data.dtype)
+    # its owner may change the array while a gradient in factors, or one that waits, still needs it
+    gradient = gradient.copy() if is_array(gradient) else array_module(data).array(gradient, dtype=data.dtype)
     if gradient.shape != data.shape:
         raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {data.shape}")
     if gradient.dtype != data.dtype:
@@ -263,18 +279,17 @@ def _accumulate_node(node: Any, index: int, gradient: Any) -> None:
 def _accumulate_leaf(leaf: Any, gradient: Any, gys: Sequence[Any], node: Any) -> None:
     """Add `gradient` to ``leaf.grad``; the first one goes into ``leaf.grad_buffer`` where there is one."""
     data = leaf.data
-    if type(gradient) is not np.ndarray and isinstance(gradient, np.generic):
-        gradient = np.asarray(gradient)  # NumPy turns results without axes into scalars
     if gradient.shape != data.shape or gradient.dtype != data.dtype:
         raise RuntimeError(
             f"{node.name if node else 'backward'}: gradient {gradient.dtype}{gradient.shape} "
             f"for {leaf.name or 'a leaf'} {data.dtype}{data.shape}"
         )
-    if type(gradient) is not np.ndarray and hasattr(
-        gradient, "joined"
-    ):  # factors, only for leaves that take them
-        leaf.add_factors(gradient)
-        return
+    if type(gradient) is not np.ndarray:
+        if hasattr(gradient, "joined"):  # factors, where the leaf takes them
+            leaf.add_factors(gradient)
+            return
+        if isinstance(gradient, np.generic):
+            gradient = np.asarray(gradient)  # NumPy turns results without axes into scalars
     if leaf.grad is not None:
         leaf.grad += gradient
         return

@@ -13,7 +13,7 @@ import numpy as np
 
 from minidnn import functional as F
 from minidnn import nn
-from minidnn.backend import pool
+from minidnn.backend import workers
 from minidnn.optim import SGD
 from minidnn.tensor import Tensor
 
@@ -74,7 +74,7 @@ def install() -> None:
 
 
 def main(batch: int, image: int, width: float) -> None:
-    pool.set_threads(1)  # the allocator is that of one thread, and how work is cut depends on their number
+    workers.set_threads(1)  # the allocator is that of one thread, and how work is cut depends on their number
     model = nn.alexnet(image=image, classes=10, width=width).init(0)
     optimiser = SGD(model.parameters(), lr=1e-3, momentum=0.9)
     images = np.random.default_rng(0).standard_normal((batch, image, image, 3), np.float32)

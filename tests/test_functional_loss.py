@@ -147,3 +147,91 @@ def test_a_large_total_does_not_widen_float32():
 def test_bad_targets_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call(Tensor(normal(2, 3)))
+
+
+# ---- options of the cross-entropy, and losses of differences ----
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ignored_rows_have_no_loss_and_do_not_count(dtype):
+    x, labels = Tensor(normal(5, 3).astype(dtype), requires_grad=True), np.array([0, -1, 2, -1, 1])
+    loss = F.softmax_cross_entropy(x, labels, ignore_index=-1)
+    kept = labels >= 0
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(F.softmax_cross_entropy(x.data[kept], labels[kept]).item(), rel=1e-6)
+    loss.backward()
+    assert not x.grad[~kept].any() and x.grad[kept].all()
+    with pytest.raises(ValueError, match="label -1 outside"):
+        F.softmax_cross_entropy(x, labels, ignore_index=7)
+    with pytest.raises(ValueError, match="total=0.0, expected a positive number of rows"):
+        F.softmax_cross_entropy(x, np.full(5, -1), ignore_index=-1)
+
+
+def test_class_weights_and_smoothing_by_the_formula():
+    x, labels, w, s = normal(5, 3), np.array([2, 0, 1, 1, 2]), np.array([1.0, 0.5, 3]), 0.3
+    target = (np.eye(3)[labels] * (1 - s) + s / 3) * w
+    expected = -(target * log_softmax(x)).sum() / w[labels].sum()
+    got = F.softmax_cross_entropy(x, labels, weights=w, label_smoothing=s)
+    assert got.item() == pytest.approx(expected, rel=1e-13)
+    whole = F.softmax_cross_entropy(x, labels, weights=w, total=w[labels].sum()).item()
+    parts = [
+        F.softmax_cross_entropy(x[r], labels[r], w[labels].sum(), w).item() for r in (slice(2), slice(2, 5))
+    ]
+    assert sum(parts) == pytest.approx(whole, rel=1e-13)
+
+
+def test_logits_of_more_axes_are_rows():
+    x, labels = normal(2, 4, 5, 3), np.random.default_rng(0).integers(0, 3, (2, 4, 5))
+    flat = F.softmax_cross_entropy(x.reshape(-1, 3), labels.reshape(-1))
+    assert F.softmax_cross_entropy(x, labels).item() == pytest.approx(flat.item(), rel=1e-14)
+    each = F.softmax_cross_entropy(x, labels, reduction="none")
+    assert each.shape == labels.shape
+    np.testing.assert_allclose(each.data, -np.take_along_axis(log_softmax(x), labels[..., None], -1)[..., 0])
+    assert F.softmax_cross_entropy(x, labels, reduction="sum").item() == pytest.approx(each.data.sum())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_that_is_impossible_and_not_the_target():
+    """0 times -inf is no number; here it is no loss."""
+    for target in (np.array([[0.0, 1]]), np.array([1])):
+        x = Tensor(np.array([[-np.inf, 0]]), requires_grad=True)
+        loss = F.softmax_cross_entropy(x, target)
+        assert loss.item() == 0
+        loss.backward()
+        np.testing.assert_array_equal(x.grad, [[0, 0]])
+
+
+def test_labels_that_are_no_integers_are_named():
+    with pytest.raises(TypeError, match="labels of dtype float64, expected integers"):
+        F.softmax_cross_entropy(normal(2, 3), np.array([0.0, 1]))
+    with pytest.raises(TypeError, match="weights of dtype float64 for float32; use weights.astype"):
+        F.softmax_cross_entropy(normal(2, 3).astype("f"), [0, 1], weights=np.ones(3))
+    with pytest.raises(ValueError, match=r"weights \(2,\), expected weights \(3,\)"):
+        F.softmax_cross_entropy(normal(2, 3), [0, 1], weights=np.ones(2))
+    with pytest.raises(ValueError, match="label_smoothing=1.5, expected 0"):
+        F.softmax_cross_entropy(normal(2, 3), [0, 1], label_smoothing=1.5)
+
+
+def test_absolute_and_huber_loss_by_the_formula():
+    y, t = np.array([[0.0, 1, 3], [-4, 0.5, 0]]), np.zeros((2, 3))
+    d = np.abs(y)
+    assert F.mean_absolute_error(y, t).item() == pytest.approx(d.mean())
+    expected = np.where(d <= 2, d * d / 2, 2 * (d - 1))
+    np.testing.assert_allclose(F.huber(y, t, delta=2, reduction="none").data, expected)
+    assert F.huber(y, t, delta=2).item() == pytest.approx(expected.mean())
+    assert F.huber(y[:1], t[:1], 2, total=2).item() == pytest.approx(expected[0].sum() / 6)
+    with pytest.raises(ValueError, match="huber: delta=0, expected a positive number"):
+        F.huber(y, t, delta=0)
+
+
+def test_a_total_divides_a_mean_only():
+    y = normal(2, 3)
+    for reduction in ("none", "sum", "median"):
+        with pytest.raises(ValueError, match=f"reduction='{reduction}' with total=2"):
+            F.mean_squared_error(y, y, total=2, reduction=reduction)
+    with pytest.raises(ValueError, match="reduction='median'"):
+        F.mean_squared_error(y, y, reduction="median")

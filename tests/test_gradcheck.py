@@ -41,7 +41,7 @@ def test_every_operation(case):
 
 
 def test_a_right_backward_passes_with_a_small_error():
-    assert gradcheck(Cube(), X) < 1e-8
+    assert gradcheck(lambda x: Cube()(x), X) < 1e-8
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, 1.001, 2.0, np.nan, np.inf])
@@ -143,8 +143,8 @@ def test_the_report_passes_for_every_operation():
 def test_the_report_of_some_operations():
     text, ok = gradcheck_report(["relu", "tanh"])
     assert ok and len(text.splitlines()) == 2 + 4
-    with pytest.raises(ValueError, match="unknown operation 'gelu'; known are abs, add, avg_pool2d"):
-        gradcheck_report(["gelu"])
+    with pytest.raises(ValueError, match="unknown operation 'cube'; known are abs, add, astype"):
+        gradcheck_report(["cube"])
 
 
 def test_the_report_names_what_is_wrong():

@@ -125,8 +125,8 @@ def test_blas_threads_are_shared_out_when_numpy_is_there_already():
         import os
         import numpy
         from minidnn import _blas
-        from minidnn.backend import blas
-        os.write(1, f"{_blas.STATUS}; {blas.get_threads()} of {_blas.cores()}\\n".encode())
+        from minidnn.backend import openblas
+        os.write(1, f"{_blas.STATUS}; {openblas.get_threads()} of {_blas.cores()}\\n".encode())
     """
     run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
     assert len(run.stdout.splitlines()) == 2, run.stderr

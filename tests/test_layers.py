@@ -61,8 +61,11 @@ def test_dropout_of_a_shard_is_the_shard_of_the_mask():
     np.testing.assert_array_equal(part, whole[:, 4:9])
 
 
-def test_dropout_without_a_step_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"drop: dropout must know the step.*nn\.context"):
+def test_dropout_with_half_a_context_says_what_to_do():
+    with (
+        pytest.raises(RuntimeError, match=r"drop: dropout must know the step.*nn\.context"),
+        nn.context(seed=1),
+    ):
         nn.Sequential({"drop": nn.Dropout(0.5)})(Tensor(np.ones((1, 2))))
     with pytest.raises(ValueError, match="numbers 3 samples, the batch has 1"):
         with nn.context(training=True, seed=0, step=0, samples=np.arange(3)):
@@ -203,3 +206,79 @@ def test_summary_rows_and_table():
     assert all(len(line) == len(text[0]) for line in text)
     assert text[-1].split() == ["total", "279", "1,344", "1,036"]
     assert nn.summary_rows(nn.Linear(3, 2), (3,))[0].name == "Linear"
+
+
+# ---- further layers ----
+
+FURTHER = {
+    "GELU": (lambda: nn.GELU(), (3, 4)),
+    "SiLU": (lambda: nn.SiLU(), (3, 4)),
+    "LeakyReLU": (lambda: nn.LeakyReLU(0.2), (5,)),
+    "Identity": (lambda: nn.Identity(), (5,)),
+    "GlobalAvgPool2d": (lambda: nn.GlobalAvgPool2d(), (4, 5, 6)),
+    "AvgPool2d": (lambda: nn.AvgPool2d(3, 2, 1, True, count_include_pad=True), (6, 5, 2)),
+    "LayerNorm": (lambda: nn.LayerNorm(6), (4, 5, 6)),
+    "GroupNorm": (lambda: nn.GroupNorm(3, 6), (4, 5, 6)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(6, 4, 3, 2, 1, groups=2, output_padding=1), (4, 5, 6)),
+    "ConvTranspose2d same": (lambda: nn.ConvTranspose2d(6, 4, (3, 2), (2, 3), "same", bias=False), (4, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("make, shape", FURTHER.values(), ids=FURTHER.keys())
+def test_output_shape_is_that_of_the_output_and_all_parameters_train(make, shape):
+    layer = nn.Sequential(make()).init(0)
+    x = Tensor(np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32), requires_grad=True)
+    y = layer(x)
+    assert y.shape[1:] == layer.output_shape(shape) and y.dtype == np.float32
+    y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(np.float32))
+    assert x.grad is not None and all(p.grad.any() for p in layer.parameters())
+    assert np.array_equal(nn.Sequential(make()).init(0)(x).data, y.data)
+
+
+def test_embedding_looks_up_rows_and_trains_only_those():
+    layer = nn.Sequential({"words": nn.Embedding(5, 3), "mix": nn.LayerNorm(3)}).init(0, np.float64)
+    numbers = np.array([[1, 4], [1, 1]])
+    assert layer.output_shape((2,)) == (2, 3)
+    words = layer["words"]
+    y = words(Tensor(numbers))
+    np.testing.assert_array_equal(y.data, words.W.data[numbers])
+    y.backward(np.ones(y.shape))
+    np.testing.assert_array_equal(words.W.grad[:, 0], [0, 3, 0, 0, 1])
+    assert 0.5 < words.W.data.std() < 1.5
+
+
+def test_concatenated_features():
+    model = nn.Sequential({"a": nn.Linear(4, 3), "b": nn.ReLU(), "c": nn.Concatenate(("a", "input"))}).init(0)
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32))
+    y, a = model(x), model["a"](x).data
+    np.testing.assert_array_equal(y.data, np.concatenate([np.maximum(a, 0), a, x.data], axis=1))
+    assert model.output_shape((4,)) == (10,)
+    with pytest.raises(ValueError, match=r"c: cannot add \(2, 2\) of input"):
+        nn.Sequential({"p": nn.Flatten(), "q": nn.Identity(), "c": nn.Concatenate("input")}).output_shape(
+            (2, 2, 3)
+        )
+
+
+def test_transposed_convolution_counts_a_product_for_each_weight_and_pixel():
+    layer = nn.ConvTranspose2d(6, 4, (3, 2), 2, groups=2)
+    assert layer.macs((5, 7, 6)) == 5 * 7 * 3 * 2 * 3 * 4
+    assert layer.W.full_shape == (3, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: nn.GroupNorm(4, 6), "GroupNorm: 6 channels do not divide into 4 groups"),
+        (lambda: nn.LayerNorm(0), "LayerNorm: needs features >= 1, got 0"),
+        (lambda: nn.LayerNorm(3).output_shape((4,)), "LayerNorm: input has 4 features, expected 3"),
+        (lambda: nn.Embedding(0, 3), "Embedding: count must be at least 1, got 0"),
+        (lambda: nn.ConvTranspose2d(3, 4, 2, groups=2), "ConvTranspose2d: 3 and 4 channels do not divide"),
+        (lambda: nn.ConvTranspose2d(2, 4, 2, output_padding=1), "output_padding=1, expected less than"),
+        (lambda: nn.ConvTranspose2d(2, 4, 2).output_shape((3, 3, 1)), "input has 1 channels, expected 2"),
+        (lambda: nn.Concatenate(()), "Concatenate: `also` must name"),
+        (lambda: nn.GlobalAvgPool2d().output_shape((3,)), r"expected \(height, width, channels\)"),
+    ],
+)
+def test_further_layers_refuse_what_does_not_fit(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

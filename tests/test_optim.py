@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minidnn import nn
-from minidnn.backend import pool
+from minidnn.backend import workers
 from minidnn.optim import SGD, constant, cosine, step, warmup
 from minidnn.optim import update as update_module
 from minidnn.tensor import Tensor
@@ -84,7 +84,7 @@ def test_a_step_allocates_less_than_a_megabyte_for_each_thread():
     optimizer.step()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1e6 * pool.threads()  # each has blocks of its own; the parameter is 4 MB
+    assert peak < 1e6 * workers.threads()  # each has blocks of its own; the parameter is 4 MB
 
 
 def test_parameters_without_gradient_stay():
@@ -170,7 +170,7 @@ def test_state_that_does_not_fit():
     optimizer = SGD([parameter([1.0, 2.0])], 0.1, momentum=0.9)
     with pytest.raises(KeyError, match=r"unexpected \['v'\]"):
         optimizer.load_state_dict({"iteration": 1, "velocity": {"v": np.zeros(2)}})
-    with pytest.raises(ValueError, match=r"w: momentum of shape \(3,\), expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"w: velocity of shape \(3,\), expected \(2,\)"):
         optimizer.load_state_dict({"iteration": 1, "velocity": {"w": np.zeros(3)}})
     assert optimizer.iteration == 0
     with pytest.raises(ValueError, match="kept by parameter name, but 'w' is no name of one"):

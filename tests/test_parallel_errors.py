@@ -7,7 +7,7 @@ from parallel_cases import CLASSES, MODELS, SEED, SHAPE, executor, feed, images,
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.errors import InputError
-from minidnn.parallel import Executor, NonFiniteError, At, Options, Shard, make_plan, make_strategy, place
+from minidnn.parallel import At, Executor, NonFiniteError, Options, Shard, make_plan, make_strategy, place
 from minidnn.parallel.fingerprint import check_same
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of numbers that overflow

@@ -21,8 +21,8 @@ from minidnn.report.explain import explain
 from minidnn.report.live import gather
 from minidnn.report.plan_rows import describe
 from minidnn.report.tables import communication_matrix, report
-from minidnn.text import number, size, table, time
 from minidnn.report.trace import load
+from minidnn.text import number, size, table, time
 
 
 @pytest.fixture(scope="module")

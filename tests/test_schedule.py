@@ -13,7 +13,7 @@ from minidnn.comm import threads
 from minidnn.errors import InputError
 from minidnn.parallel import Options, ScheduleError, check_plan, make_plan, make_strategy, run_events
 from minidnn.parallel.balance import balanced_starts
-from minidnn.parallel.events import Compute, Metrics, Post, PostSum, Wait, WaitSum
+from minidnn.parallel.events import Compute, Metrics, Post, PostSum, Wait
 from minidnn.parallel.run import Run
 from minidnn.parallel.schedule import (
     PIPELINES,

@@ -265,7 +265,7 @@ def test_assign():
         (x * 2).assign([1, 2])
 
 
-def test_getitem_takes_basic_indices_only():
+def test_getitem_by_numbers_and_slices():
     x = leaf(4, 3)
     y = x[1:3, 0] * 2 + x[-1, :2]
     y.sum().backward()
@@ -273,11 +273,12 @@ def test_getitem_takes_basic_indices_only():
     expected[1:3, 0] += 2
     expected[-1, :2] += 1
     np.testing.assert_array_equal(x.grad, expected)
-    for key in ([0, 1], np.array([0, 1]), np.array([True, False, True, False]), True):
+    for key in (1.0, [0.5, 1], "a", (0, np.zeros(2)), True):
         with pytest.raises(TypeError, match="integers, slices"):
             x[key]
-    with pytest.raises(IndexError):
-        x[4]
+    for key in (4, [0, 4], np.array([True, False, True]), np.ones((4, 2), bool)):
+        with pytest.raises(IndexError):
+            x[key]
     assert [row.shape for row in x] == [(3,)] * 4
 
 

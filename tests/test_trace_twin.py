@@ -233,7 +233,7 @@ def test_the_table_of_a_trace_counts_what_is_compared(tmp_path):
         "forward",
         "norm1",
         "all_reduce",
-        "4",
+        "8",
         "0",
     ] in rows
     assert text.rstrip().endswith("partial sums, batch-norm statistics, metrics.")

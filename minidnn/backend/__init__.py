@@ -18,9 +18,13 @@ __all__ = [
     "cupy_available",
     "get_array_module",
     "is_array",
+    "masked",
     "to_device",
     "to_host",
 ]
+
+
+_BITS = {size: np.dtype(f"u{size}") for size in (2, 4, 8)}
 
 
 def array_module(x: Any) -> ModuleType:
@@ -33,6 +37,17 @@ def array_module(x: Any) -> ModuleType:
 def is_array(x: Any) -> bool:
     """True for a NumPy or CuPy array (not for lists or Python numbers)."""
     return isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy"
+
+
+def masked(a: Any, mask: Any, out: Any = None) -> Any:
+    """`a` where `mask`, else 0: a product of its bits, as fast as that of its values, and inf and NaN vanish too."""
+    bits = _BITS.get(a.itemsize)
+    if bits is None:  # no integer is so long
+        return np.multiply(np.where(mask, a, 0), 1, out=out)
+    if out is None:
+        return (a.view(bits) * mask).view(a.dtype)
+    array_module(a).multiply(a.view(bits), mask, out=out.view(bits))
+    return out
 
 
 def to_host(x: Any) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Which implementation of a kernel runs: the plain one, or a faster one with the same results.
 
 The plain kernels, in ``functional`` and ``optim``, are for reading; they are also what runs on a GPU. On NumPy
-arrays each has a fast counterpart of the same name in ``minidnn.fast`` (parts that fit the cache, one thread
-per core, skipped zeros), which `FAST` lists. This module is the only place that chooses:
+arrays each has a fast counterpart of the same name in a module of ``minidnn.fast`` (parts that fit the cache, one
+thread per core, skipped zeros), which its decorator names: ``@kernel("conv")``. This module is the only place that
+chooses:
 
 ``MINIDNN_FAST=0`` in the environment runs the plain ones.
 """
@@ -16,25 +17,13 @@ from typing import Any
 
 import numpy as np
 
-#: Kernel -> module of ``minidnn.fast`` that has a fast function of this name.
-FAST = {
-    "convolve": "conv",
-    "convolve_input_gradient": "conv",
-    "convolve_weight_gradient": "conv",
-    "product": "products",
-    "product_input_gradient": "products",
-    "product_weight_gradient": "products",
-    "sum_rows": "products",
-    "add_bias": "elementwise",
-    "rectify": "elementwise",
-    "rectify_gradient": "elementwise",
-    "max_pool": "pool",
-    "max_pool_gradient": "pool",
-    "lrn": "normalize",
-    "lrn_gradient": "normalize",
-    "momentum_update": "update",
-    "factored_update": "update",
-}
+from minidnn.backend.memory import keep_freed_memory
+
+#: Kernel -> module of ``minidnn.fast`` that has the fast function of this name.
+FAST: dict[str, str] = {}
+
+#: Kernel -> elements of its first argument that are not worth more than one thread: the plain one does fewer.
+SMALL: dict[str, int] = {}
 
 _use_fast = os.environ.get("MINIDNN_FAST", "1") != "0"
 _plain: dict[str, Callable] = {}
@@ -56,31 +45,31 @@ def use_fast(fast: bool) -> Iterator[None]:
         _use_fast = before
 
 
-@functools.cache
-def _fast(name: str) -> Callable:
-    from minidnn.backend.memory import keep_freed_memory
+def kernel(module: str, small: int = 0) -> Callable[[Callable], Callable]:
+    """Decorator of a plain kernel: its namesake in ``minidnn.fast.<module>`` runs instead on NumPy arrays.
 
-    keep_freed_memory()
-    return getattr(importlib.import_module(f"minidnn.fast.{FAST[name]}"), name)
-
-
-def kernel(function: Callable) -> Callable:
-    """Decorator of a plain kernel: calls its fast counterpart where the first argument is a NumPy array.
-
-    The fast one may call `plain` for what is too small or too unusual.
+    Of those, arrays of fewer than `small` elements are left to the plain one; the fast one may call `plain` for what
+    is too small or too unusual in another way.
     """
-    name = function.__name__
-    if name not in FAST:
-        raise ValueError(f"kernel {name} has no fast counterpart in kernels.FAST")
-    _plain[name] = function
 
-    @functools.wraps(function)
-    def chosen(first: Any, *rest: Any, **options: Any) -> Any:
-        if _use_fast and type(first) is np.ndarray:
-            return _fast(name)(first, *rest, **options)
-        return function(first, *rest, **options)
+    def decorate(function: Callable) -> Callable:
+        name, fast = function.__name__, None
+        FAST[name], SMALL[name], _plain[name] = module, small, function
 
-    return chosen
+        @functools.wraps(function)
+        def chosen(first: Any, *rest: Any) -> Any:
+            nonlocal fast
+            if not _use_fast or type(first) is not np.ndarray or first.size < SMALL[name]:
+                return function(first, *rest)
+            if fast is None:  # found once, at the first call: the fast kernels are built on the plain ones
+                keep_freed_memory()
+                fast = getattr(importlib.import_module(f"minidnn.fast.{module}"), name)
+            return fast(first, *rest)
+
+        chosen.__doc__ = f"{function.__doc__}\n\nOn NumPy arrays `minidnn.fast.{module}.{name}` runs instead."
+        return chosen
+
+    return decorate
 
 
 def plain(name: str) -> Callable:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.backend.blas import add_product
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans, threads
+from minidnn.backend.openblas import add_product
+from minidnn.backend.workers import each, spans, threads
 from minidnn.fast.taps import apply_taps, taps_into_image, taps_into_output
 from minidnn.functional.conv import channel_groups, columns, turned
 from minidnn.functional.geometry import Windows, pad
@@ -157,14 +157,12 @@ def _kernel_rows(x: np.ndarray, y: np.ndarray, W_rows: np.ndarray, window: Windo
     wide = _widened(x, window)
     reach = _reach(window)
     total = np.empty((oh, n * ow, o), y.dtype)
-    if reach[0][2].stop - reach[0][2].start < oh:
+    covered = reach and reach[0][2] == slice(0, oh)
+    if not covered:
         total[...] = 0
-        first = None
-    else:
-        first = reach[0][0]
-    for i, of, to in reach:
+    for number, (i, of, to) in enumerate(reach):
         pixels, outputs = wide[of].reshape(-1, wide.shape[-1]), total[to].reshape(-1, o)
-        add_product(pixels, W_rows[i], outputs, keep=float(i != first))
+        add_product(pixels, W_rows[i], outputs, keep=0.0 if covered and number == 0 else 1.0)
     y[...] = total.reshape(oh, n, ow, o).transpose(1, 0, 2, 3)
 
 

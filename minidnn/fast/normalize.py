@@ -7,10 +7,9 @@ The sums over neighbouring channels are taken on the part as one long vector, wi
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 from minidnn.functional.normalize import inverse_power
 
-SMALL = 1 << 16  # elements that are not worth more than one thread
 PART = 1 << 16
 
 
@@ -18,7 +17,7 @@ def lrn(
     x: np.ndarray, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """y and s, (..., c) both"""
-    if x.size < SMALL or not x.flags.c_contiguous:
+    if not x.flags.c_contiguous:
         return plain("lrn")(x, size, alpha, beta, k, groups)
     y, s = np.empty_like(x), np.empty_like(x)
     rows_x, rows_y, rows_s = (_rows(a, groups) for a in (x, y, s))
@@ -37,7 +36,7 @@ def lrn_gradient(
     gy: np.ndarray, x: np.ndarray, s: np.ndarray, size: int, alpha: float, beta: float, groups: int
 ) -> np.ndarray:
     """gx (..., c)"""
-    if gy.size < SMALL or not (gy.flags.c_contiguous and x.flags.c_contiguous and s.flags.c_contiguous):
+    if not (gy.flags.c_contiguous and x.flags.c_contiguous and s.flags.c_contiguous):
         return plain("lrn_gradient")(gy, x, s, size, alpha, beta, groups)
     gx = np.empty_like(gy)
     rows_gy, rows_x, rows_s, rows_gx = (_rows(a, groups) for a in (gy, x, s, gx))

@@ -4,12 +4,13 @@ import functools
 
 import numpy as np
 
+from minidnn.backend import masked
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 from minidnn.fast.taps import Area
 from minidnn.functional.geometry import Windows
+from minidnn.functional.pool import first_taps, lowest
 
-SMALL = 1 << 17  # elements of the image that are not worth more than one thread
 PART = 1 << 17
 
 
@@ -38,23 +39,26 @@ def _taps(window: Windows) -> list[tuple[int, Area, Area]]:
 
 def max_pool(x: np.ndarray, window: Windows) -> tuple[np.ndarray, np.ndarray]:
     """y and the number of the tap it came from, (n, oh, ow, c) both"""
-    if x.size < SMALL or window.kernel[0] * window.kernel[1] > 256:
+    if window.kernel[0] * window.kernel[1] > 256:
         return plain("max_pool")(x, window)
     n, c = len(x), x.shape[-1]
     y = np.empty((n, *window.out, c), x.dtype)
     tap = np.empty(y.shape, np.uint8)
-    taps = _taps(window)
+    taps, least, first = _taps(window), lowest(x.dtype), first_taps(window, np)
 
     def part(images: slice) -> None:
         largest, winner = y[images], tap[images]
-        largest.fill(-np.inf)
-        winner.fill(0)
+        largest.fill(least)
+        winner[...] = first
         for number, of, to in taps:
             candidate = x[(images, *of)]
             best, best_tap = largest[(slice(None), *to)], winner[(slice(None), *to)]
             # the taps are numbered in this order, so the last one that was larger has the largest number
             np.maximum(best_tap, (candidate > best).view(np.uint8) * np.uint8(number), out=best_tap)
             np.maximum(best, candidate, out=best)
+        if np.isnan(largest.max()):  # seldom: NaN is not larger than anything
+            for number, of, to in taps:
+                np.copyto(winner[(slice(None), *to)], number, where=np.isnan(x[(images, *of)]))
 
     each(part, _images(x))
     return y, tap
@@ -64,8 +68,6 @@ def max_pool_gradient(gy: np.ndarray, tap: np.ndarray, window: Windows) -> np.nd
     """gx (n, h, w, c)"""
     n, _, _, c = gy.shape
     h, w = window.size
-    if n * h * w * c < SMALL:
-        return plain("max_pool_gradient")(gy, tap, window)
     gx = np.empty((n, h, w, c), gy.dtype)
     taps = _taps(window)
 
@@ -74,7 +76,7 @@ def max_pool_gradient(gy: np.ndarray, tap: np.ndarray, window: Windows) -> np.nd
         for number, of, to in taps:
             windows = (images, *to)
             target = gx[(images, *of)]
-            target += gy[windows] * (tap[windows] == number)
+            target += masked(gy[windows], tap[windows] == number)
 
     each(part, _images(gx))
     return gx

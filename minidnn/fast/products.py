@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.workers import each, spans
 
 SMALL = 1 << 19  # multiplications that are not worth more than one thread
 FEW_ROWS = 64
@@ -60,7 +60,7 @@ def product_weight_gradient(x: np.ndarray, gy: np.ndarray, out: Any = None) -> n
 
 def sum_rows(gy: np.ndarray, out: Any = None) -> np.ndarray:
     """The sum over all axes but the last: a product with ones reads the rows once, with all lanes."""
-    if gy.size < SMALL or not gy.flags.c_contiguous:
+    if not gy.flags.c_contiguous:
         return plain("sum_rows")(gy, out)
     rows = gy.reshape(-1, gy.shape[-1])
     total, *others = each(

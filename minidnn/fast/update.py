@@ -1,4 +1,4 @@
-"""The momentum update on all cores; of a gradient in factors, without ever holding the gradient.
+"""The updates on all cores; that by momentum of a gradient in factors, without ever holding the gradient.
 
 Momentum is two or three additions of vectors, v <- momentum v + g, v <- v + decay w and w <- w - rate v, each a pass
 over a part in the cache. With a gradient in factors the first one is a matrix product added to v.
@@ -6,11 +6,10 @@ over a part in the cache. With a gradient in factors the first one is a matrix p
 
 import numpy as np
 
-from minidnn.backend.blas import add_product, add_scaled
 from minidnn.backend.kernels import plain
-from minidnn.backend.pool import each, spans
+from minidnn.backend.openblas import add_product, add_scaled
+from minidnn.backend.workers import each, spans
 
-SMALL = 1 << 17  # elements that are not worth more than one thread
 PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
 
 
@@ -25,7 +24,7 @@ def momentum_update(
 ) -> None:
     """Update w and v in place."""
     arrays = (w, g) if v is None else (w, g, v)
-    if w.size < SMALL or not all(a.flags.c_contiguous for a in arrays):
+    if not all(a.flags.c_contiguous for a in arrays):
         plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
         return
     flat = [a.reshape(-1) for a in arrays]
@@ -63,6 +62,22 @@ def factored_update(
             _step(w[rows], v[rows], rate, decay)
 
     each(part, spans(len(w), max(1, PART // w.shape[1])))
+
+
+def adaptive_update(
+    w: np.ndarray, g: np.ndarray, m: np.ndarray | None, v: np.ndarray, *rule: float | bool
+) -> None:
+    """Update w, m and v in place, a part of them on each thread."""
+    arrays = [a for a in (w, g, v, m) if a is not None]
+    if not all(a.flags.c_contiguous for a in arrays):
+        plain("adaptive_update")(w, g, m, v, *rule)
+        return
+
+    def part(elements: slice) -> None:
+        w, g, v, *mean = (a.reshape(-1)[elements] for a in arrays)
+        plain("adaptive_update")(w, g, mean[0] if mean else None, v, *rule)
+
+    each(part, spans(w.size, PART))
 
 
 def _step(w: np.ndarray, v: np.ndarray, rate: float, decay: float) -> None:

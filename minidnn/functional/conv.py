@@ -10,10 +10,10 @@ from typing import Any
 
 from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
-from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.errors import count, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, window_view, windows
-from minidnn.functional.linear import add_bias, sum_rows
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.products import add_bias, sum_rows
+from minidnn.graph import Function, Tensor
 
 
 def columns(x: Any, window: Windows, group: slice) -> Any:
@@ -29,7 +29,7 @@ def channel_groups(c: int, groups: int) -> list[slice]:
     return [slice(g * step, (g + 1) * step) for g in range(groups)]
 
 
-@kernel
+@kernel("conv")
 def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """y[n, p, q, o] = sum over i, j, c of x[n, p s + i d - pad, q s + j d - pad, c] W[i, j, c, o]
 
@@ -47,7 +47,7 @@ def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     return y.reshape(n, *window.out, o)
 
 
-@kernel
+@kernel("conv")
 def convolve_weight_gradient(
     x: Any, gy: Any, W: Any, window: Windows, groups: int = 1, out: Any = None
 ) -> Any:
@@ -72,7 +72,7 @@ def turned(W: Any, window: Windows, groups: int) -> tuple[Any, Windows]:
     return turned.reshape(kh, kw, o // groups, groups * c), back
 
 
-@kernel
+@kernel("conv")
 def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     """gx (n, h, w, c).
 
@@ -161,7 +161,5 @@ def conv2d(
     ValueError
         Shapes that do not fit, or an image smaller than the window.
     """
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{place('conv2d')}: groups={groups!r}, expected an int >= 1")
-    node = Conv2d(stride, padding, dilation, groups)
+    node = Conv2d(stride, padding, dilation, count(groups, "groups", "conv2d"))
     return node(x, W) if b is None else node(x, W, b)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.backend import masked
+from minidnn.functional.errors import floating, place, wrong_shape
+from minidnn.graph import Function, Tensor
 
 
 class Dropout(Function):
@@ -12,15 +13,16 @@ class Dropout(Function):
     saves_inputs = False
 
     def __init__(self, p: float, bits: Any) -> None:
-        self.threshold = round(p * 65536)
+        self.threshold = min(round(p * 65536), 65535)
         self.bits = bits
 
     def forward(self, x: Any) -> Any:
         if self.bits.shape != x.shape:
             raise wrong_shape("dropout", f"bits {self.bits.shape}", f"bits {x.shape}, as x")
+        floating("dropout", x)
         self.mask = self.bits >= self.threshold
         del self.bits
-        y = x * self.mask
+        y = masked(x, self.mask)
         y *= self.scale
         return y
 
@@ -30,7 +32,7 @@ class Dropout(Function):
         return 65536 / (65536 - self.threshold)
 
     def backward(self, gy: Any) -> Any:
-        gx = gy * self.mask
+        gx = masked(gy, self.mask)
         gx *= self.scale
         return gx
 
@@ -42,10 +44,10 @@ def dropout(x: Any, p: float, bits: Any) -> Tensor:
     ----------
     x : Tensor
     p : float
-        0 <= p < 1, in effect a multiple of 1/65536.
+        0 <= p < 1, in effect a multiple of 1/65536, at most 65535 of them.
     bits : uint16 array of the shape of `x`
         From `minidnn.random.random_bits`.
     """
-    if not 0 <= p <= 65535 / 65536:
+    if not 0 <= p < 1:
         raise ValueError(f"{place('dropout')}: p={p!r}, expected 0 <= p < 1")
     return Dropout(p, bits)(x)

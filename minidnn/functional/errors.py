@@ -1,7 +1,8 @@
 """One form for the messages of a wrong shape or dtype: layer, operation, what came, what was expected."""
 
-from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from minidnn.tape import current_tape
 
@@ -17,12 +18,15 @@ def wrong_shape(operation: str, got: str, expected: str) -> ValueError:
     return ValueError(f"{place(operation)}: got {got}, expected {expected}")
 
 
-def mixed_dtypes(operation: str, inputs: Sequence[Any]) -> TypeError:
-    """The error to raise for tensors of several dtypes, with what would make them one."""
-    found = ", ".join(f"{t.name or f'input {i}'} {t.dtype}" for i, t in enumerate(inputs))
-    weights = next((t.dtype for t in inputs if t.name and t.requires_grad), None)
-    others = [t.dtype for t in inputs if t.dtype != weights]
-    hint = f"give the data as array.astype(np.{weights or 'float32'})"
-    if weights is not None and others[0].kind == "f":
-        hint += f", or draw the weights by model.init(dtype=np.{others[0]})"
-    return TypeError(f"{place(operation)}: dtypes are never mixed, got {found}; {hint}")
+def count(value: Any, name: str, operation: str, least: int = 1) -> int:
+    """An integer of any type as an int; ValueError if it is none, or less than `least`."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{place(operation)}: {name}={value!r}, expected an int >= {least}")
+    return int(value)
+
+
+def floating(operation: str, x: Any) -> Any:
+    """`x`, a tensor or array of floating-point numbers; TypeError for another."""
+    if x.dtype.kind != "f":
+        raise TypeError(f"{place(operation)}: got dtype {x.dtype}, expected floats: use x.astype(np.float32)")
+    return x

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
+import numpy as np
+
 from minidnn.backend import array_module
 from minidnn.functional.errors import place
 
@@ -41,15 +43,14 @@ class Windows:
 
 def pair(value: Pair, name: str, operation: str, least: int = 1) -> tuple[int, int]:
     """An int or a pair of ints as a pair."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or any(not isinstance(v, int) or v < least for v in values):
+    values = tuple(value) if np.ndim(value) else (value, value)
+    if len(values) != 2 or any(not isinstance(v, (int, np.integer)) or v < least for v in values):
         raise ValueError(
             f"{place(operation)}: {name}={value!r}, expected an int >= {least} or a pair of them"
         )
-    return values
+    return int(values[0]), int(values[1])
 
 
-@functools.lru_cache(maxsize=1024)
 def windows(
     operation: str,
     size: tuple[int, int],
@@ -69,6 +70,18 @@ def windows(
     ValueError
         An option out of range, or no window fits in the image.
     """
+    options = (size, kernel, stride, padding, dilation)
+    return _windows(operation, *map(_as_tuples, options), ceil_mode)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists and arrays, also those inside, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple, np.ndarray)) else value
+
+
+@functools.lru_cache(maxsize=1024)
+def _windows(operation, size, kernel, stride, padding, dilation, ceil_mode) -> Windows:
+    """`windows` of options that can be looked up."""
     kernel = pair(kernel, "kernel", operation)
     stride = pair(stride, "stride", operation)
     dilation = pair(dilation, "dilation", operation)

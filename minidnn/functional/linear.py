@@ -1,48 +1,21 @@
-"""Matrix products.
-
-The kernels of the fully connected layer are plain functions on raw arrays: `product`,
-`product_input_gradient`, `product_weight_gradient`, `add_bias` and `sum_rows`.
-"""
+"""Matrix products and the fully connected layer."""
 
 from math import prod
 from typing import Any
 
-from minidnn.backend.kernels import kernel
+from minidnn.functional.arrange import expand_dims, squeeze
 from minidnn.functional.errors import wrong_shape
+from minidnn.functional.factors import Factors, may_stay_factored
 from minidnn.functional.math import unbroadcast
+from minidnn.functional.products import (
+    add_bias,
+    product,
+    product_input_gradient,
+    product_weight_gradient,
+    sum_rows,
+)
 from minidnn.functional.shape import reshape
-from minidnn.tensor import Function, Tensor, as_tensor
-
-
-@kernel
-def product(x: Any, W: Any) -> Any:
-    """x W        x (n, i)   W (i, o)"""
-    return x @ W
-
-
-@kernel
-def product_input_gradient(gy: Any, W: Any) -> Any:
-    """gx = gy W^T, (n, i)"""
-    return gy @ W.T
-
-
-@kernel
-def product_weight_gradient(x: Any, gy: Any, out: Any = None) -> Any:
-    """gW = x^T gy, (i, o), into `out` if given"""
-    return x.T.dot(gy, out)
-
-
-@kernel
-def add_bias(y: Any, b: Any) -> Any:
-    """y += b along the last axis, in place; returns `y`"""
-    y += b
-    return y
-
-
-@kernel
-def sum_rows(gy: Any, out: Any = None) -> Any:
-    """gb: the sum of gy over all axes but the last, into `out` if given"""
-    return gy.sum(axis=tuple(range(gy.ndim - 1)), out=out)
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 class MatMul(Function):
@@ -76,25 +49,27 @@ class Linear(Function):
         return (product_input_gradient(gy, self.W) if self.needs[0] else None,)
 
     def backward_weight(self, gy: Any) -> tuple:
-        gW = self.weight_gradient(gy) if self.needs[1] else None
+        gW = None
+        if self.needs[1]:
+            if may_stay_factored(self.leaf(1), self.x, gy):  # x may be changed before the gradient is used
+                gW = Factors(self.x.copy(), gy)
+            else:
+                gW = product_weight_gradient(self.x, gy, self.out_buffer(1))
         if len(self.needs) == 2:
             return (gW,)
         return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
 
-    def weight_gradient(self, gy: Any) -> Any:
-        """x^T gy (i, o), as an array or as its factors."""
-        from minidnn.factors import Factors, may_stay_factored
-
-        if may_stay_factored(self.leaf(1), self.x, gy):
-            # an array that no operation made is its owner's, who may change it before the gradient is used
-            own = self.is_result(0) and self.x.base is None
-            return Factors(self.x if own else self.x.copy(), gy)
-        return product_weight_gradient(self.x, gy, self.out_buffer(1))
-
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """Matrix product of the last two axes; the axes before broadcast. Both have at least two."""
-    return MatMul()(x, y)
+    """Matrix product of the last two axes; the axes before broadcast. A vector is a row on the left, a column
+    on the right, and has no such axis in the result.
+    """
+    x, y = as_tensor(x), as_tensor(y)
+    if x.ndim != 1 and y.ndim != 1:
+        return MatMul()(x, y)
+    row, column = x.ndim == 1, y.ndim == 1
+    z = MatMul()(expand_dims(x, 0) if row else x, expand_dims(y, 1) if column else y)
+    return squeeze(z, (-2,) * row + (-1,) * column)
 
 
 def linear(x: Any, W: Any, b: Any = None) -> Tensor:
@@ -111,7 +86,7 @@ def linear(x: Any, W: Any, b: Any = None) -> Tensor:
     Tensor (..., o)
     """
     x, W = as_tensor(x), as_tensor(W)
-    if x.ndim != 2 and W.ndim == 2 and x.shape[-1:] == W.shape[:1]:
+    if x.data.ndim != 2 and W.data.ndim == 2 and x.shape[-1:] == W.shape[:1]:
         y = linear(reshape(x, (prod(x.shape[:-1]), W.shape[0])), W, b)
         return reshape(y, (*x.shape[:-1], W.shape[1]))
     return Linear()(x, W) if b is None else Linear()(x, W, b)

@@ -2,145 +2,112 @@
 rows given): summed over any split of the rows, losses and gradients are those of the whole batch.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from minidnn.backend import array_module, is_array, to_host
+from minidnn.backend import array_module, is_array, to_device
 from minidnn.functional.activation import sigmoid_array
 from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
+
+Reduction = Literal["mean", "sum", "none"]
 
 
-class SoftmaxCrossEntropy(Function):
-    """L = -1/total sum_n sum_c t[n, c] ln softmax(x)[n, c]        x (n, c)   t (n, c), or labels (n,)"""
+class Loss(Function):
+    """L = 1/divisor sum of l, or l itself where `divisor` is None; `values` gives l, `slope` its derivative"""
 
     saves_inputs = False
+    values: Callable[[Any], Any]
+    slope: Callable[[], Any]
 
-    def __init__(self, target: Any, total: float) -> None:
-        self.target, self.total = target, total
+    def __init__(self, target: Any, divisor: float | None) -> None:
+        self.target, self.divisor = target, divisor
 
     def forward(self, x: Any) -> Any:
-        xp = array_module(x)
-        t = self.target
-        z = x - x.max(axis=1, keepdims=True)
-        p = xp.exp(z)
-        s = p.sum(axis=1, keepdims=True)
-        p /= s
-        self.p = p
-        if t.ndim == 2:
-            loss = (xp.log(s) * t.sum(axis=1, keepdims=True)).sum() - (z * t).sum()
-        else:
-            self.rows = xp.arange(len(t))
-            loss = xp.log(s).sum() - z[self.rows, t].sum()
-        return loss / self.total
+        values = self.values(x)
+        return values if self.divisor is None else values.sum() / self.divisor
 
     def backward(self, gy: Any) -> Any:
-        gx, t = self.p, self.target
-        if t.ndim == 2:
-            gx *= t.sum(axis=1, keepdims=True)
-            gx -= t
-        else:
-            gx[self.rows, t] -= 1
-        gx *= gy / self.total
-        return gx
+        return self.slope() * (gy if self.divisor is None else gy / self.divisor)
 
 
-class BinaryCrossEntropy(Function):
-    """L = -1/total sum (t ln p + (1 - t) ln(1 - p))        p, t of one shape; p kept eps away from 0 and 1"""
+class BinaryCrossEntropy(Loss):
+    """l = -t ln p - (1 - t) ln(1 - p)        p, t of one shape; p kept eps away from 0 and 1"""
 
-    saves_inputs = False
-
-    def __init__(self, target: Any, total: float) -> None:
-        self.target, self.total = target, total
-
-    def forward(self, p: Any) -> Any:
+    def values(self, p: Any) -> Any:
         xp = array_module(p)
         eps = float(np.finfo(p.dtype).eps)
         self.p = p = xp.clip(p, eps, 1 - eps)
         t = self.target
-        return -(t * xp.log(p) + (1 - t) * xp.log1p(-p)).sum() / self.total
+        return -(t * xp.log(p) + (1 - t) * xp.log1p(-p))
 
-    def backward(self, gy: Any) -> Any:
+    def slope(self) -> Any:
         p = self.p
-        return (p - self.target) / (p * (1 - p)) * (gy / self.total)
+        return (p - self.target) / (p * (1 - p))
 
 
-class BinaryCrossEntropyWithLogits(Function):
-    """L = 1/total sum (max(x, 0) - t x + ln(1 + e^-|x|)), the binary cross-entropy of sigmoid(x), stable"""
+class BinaryCrossEntropyWithLogits(Loss):
+    """l = w |x| + ln(1 + e^-|x|)        w = 1 - t where x > 0, else t: that of sigmoid(x), stable"""
 
-    def __init__(self, target: Any, total: float) -> None:
-        self.target, self.total = target, total
+    saves_inputs = True
 
-    def forward(self, x: Any) -> Any:
+    def values(self, x: Any) -> Any:
         xp = array_module(x)
-        self.x = x
-        return (xp.maximum(x, 0) - self.target * x + xp.log1p(xp.exp(-abs(x)))).sum() / self.total
+        self.x, size = x, abs(x)
+        w = xp.where(x > 0, 1 - self.target, self.target)
+        return xp.where(w == 0, w, size) * w + xp.log1p(xp.exp(-size))
 
-    def backward(self, gy: Any) -> Any:
-        return (sigmoid_array(self.x) - self.target) * (gy / self.total)
+    def slope(self) -> Any:
+        return sigmoid_array(self.x) - self.target
 
 
-class MeanSquaredError(Function):
-    """L = 1/(total f) sum (y - t)^2        y, t (n, ...) of f values a row"""
+class MeanSquaredError(Loss):
+    """l = (y - t)^2        y, t of one shape"""
 
-    saves_inputs = False
-
-    def __init__(self, target: Any, total: float) -> None:
-        self.target, self.total = target, total
-
-    def forward(self, y: Any) -> Any:
+    def values(self, y: Any) -> Any:
         self.difference = y - self.target
-        self.divisor = self.total * (y.size // max(len(y), 1) or 1)
-        return (self.difference * self.difference).sum() / self.divisor
+        return self.difference * self.difference
 
-    def backward(self, gy: Any) -> Any:
-        return self.difference * (gy * (2 / self.divisor))
+    def slope(self) -> Any:
+        return 2 * self.difference
 
 
-def softmax_cross_entropy(logits: Any, labels: Any, total: float | None = None) -> Tensor:
-    """Cross-entropy of softmax(logits), stable: each row is shifted by its own maximum.
+class MeanAbsoluteError(MeanSquaredError):
+    """l = |y - t|        y, t of one shape"""
 
-    Parameters
-    ----------
-    logits : Tensor (n, c)
-    labels : int array (n,) of classes, or array (n, c) of probabilities in the dtype of `logits`
-        No gradient goes to them. Labels in host memory are checked and moved to the logits' device.
-    total : float, optional
-        Rows of the global batch; n if None.
+    def values(self, y: Any) -> Any:
+        self.difference = y - self.target
+        return abs(self.difference)
 
-    Returns
-    -------
-    Tensor ()
+    def slope(self) -> Any:
+        return array_module(self.difference).sign(self.difference)
 
-    Raises
-    ------
-    ValueError
-        Wrong shapes, or a label outside 0 ... c - 1.
-    TypeError
-        Probabilities of another dtype than the logits.
-    """
-    logits = _values("softmax_cross_entropy", logits)
-    if len(logits.shape) != 2:
-        raise wrong_shape("softmax_cross_entropy", f"logits {logits.shape}", "logits (n, c)")
-    n, c = logits.shape
-    labels = labels.data if isinstance(labels, Tensor) else labels if is_array(labels) else np.asarray(labels)
-    if labels.dtype.kind in "iu":
-        if labels.shape != (n,):
-            raise wrong_shape("softmax_cross_entropy", f"labels {labels.shape}", f"labels ({n},)")
-        if isinstance(labels, np.ndarray) and n:
-            low, high = labels.min(), labels.max()
-            if low < 0 or high >= c:
-                bad = int(low if low < 0 else high)
-                raise ValueError(f"{place('softmax_cross_entropy')}: label {bad} outside 0 ... {c - 1}")
-        target = _beside(labels, logits)
-    else:
-        target = _target("softmax_cross_entropy", labels, logits)
-    return SoftmaxCrossEntropy(target, _total(total, n))(logits)
+
+class Huber(Loss):
+    """l = d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2)        d = y - t"""
+
+    def __init__(self, target: Any, divisor: float | None, delta: float) -> None:
+        super().__init__(target, divisor)
+        self.delta = delta
+
+    def values(self, y: Any) -> Any:
+        difference = y - self.target
+        self.clipped = array_module(y).clip(difference, -self.delta, self.delta)
+        return self.clipped * (difference - self.clipped / 2)
+
+    def slope(self) -> Any:
+        return self.clipped
 
 
 def binary_cross_entropy(
-    p: Any, target: Any, total: float | None = None, from_logits: bool = False
+    p: Any,
+    target: Any,
+    total: float | None = None,
+    from_logits: bool = False,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Binary cross-entropy, eq. 2.5-2.6 of the thesis; values of a row are added up (its eq. 2.7).
 
@@ -152,13 +119,17 @@ def binary_cross_entropy(
         In 0 ... 1. No gradient goes to it.
     total : float, optional
         Rows of the global batch; n if None.
+    reduction : "mean", "sum" or "none"
+        Divided by `total`, added up, or each value's own.
     """
-    p = _values("binary_cross_entropy", p)
+    p = rows_of("binary_cross_entropy", p)
     kind = BinaryCrossEntropyWithLogits if from_logits else BinaryCrossEntropy
-    return kind(_target("binary_cross_entropy", target, p), _total(total, len(p)))(p)
+    return kind(target_for("binary_cross_entropy", target, p), divisor(reduction, total, len(p)))(p)
 
 
-def mean_squared_error(y: Any, target: Any, total: float | None = None) -> Tensor:
+def mean_squared_error(
+    y: Any, target: Any, total: float | None = None, reduction: Reduction = "mean"
+) -> Tensor:
     """Mean squared error, eq. 2.1 of the thesis; the mean is over all values, of all rows.
 
     Parameters
@@ -168,20 +139,54 @@ def mean_squared_error(y: Any, target: Any, total: float | None = None) -> Tenso
         No gradient goes to it.
     total : float, optional
         Rows of the global batch; n if None.
+    reduction : "mean", "sum" or "none"
+        The mean, the sum, or each value's own square.
     """
-    y = _values("mean_squared_error", y)
-    return MeanSquaredError(_target("mean_squared_error", target, y), _total(total, len(y)))(y)
+    return _of_difference("mean_squared_error", MeanSquaredError, y, target, total, reduction)
 
 
-def _total(total: float | None, rows: int) -> float:
-    """As a Python float, which never widens the dtype of a loss."""
+def mean_absolute_error(
+    y: Any, target: Any, total: float | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """L1 loss: |y - target|, with gradient 0 where they are equal. Parameters as for `mean_squared_error`."""
+    return _of_difference("mean_absolute_error", MeanAbsoluteError, y, target, total, reduction)
+
+
+def huber(
+    y: Any, target: Any, delta: float = 1.0, total: float | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """d^2 / 2 for differences |d| <= `delta`, delta (|d| - delta / 2) beyond (Huber 1964).
+
+    Other parameters as for `mean_squared_error`.
+    """
+    if not delta > 0:
+        raise ValueError(f"{place('huber')}: delta={delta}, expected a positive number")
+    return _of_difference("huber", partial(Huber, delta=float(delta)), y, target, total, reduction)
+
+
+def _of_difference(
+    operation: str, kind: Any, y: Any, target: Any, total: Any, reduction: Reduction
+) -> Tensor:
+    """A loss of y - target, whose mean is over all values."""
+    y = rows_of(operation, y)
+    features = y.size // max(len(y), 1) or 1
+    return kind(target_for(operation, target, y), divisor(reduction, total, len(y), features))(y)
+
+
+def divisor(reduction: Reduction, total: float | None, rows: float, features: int = 1) -> float | None:
+    """What the sum of a loss is divided by, as a Python float, which never widens the dtype; None: no sum."""
+    if reduction != "mean" and (total is not None or reduction not in ("sum", "none")):
+        raise ValueError(
+            f"{place('loss')}: reduction={reduction!r} with total={total}, expected 'mean', or without a total "
+            "'sum' or 'none'"
+        )
     total = float(rows if total is None else total)
-    if not total > 0:
+    if reduction == "mean" and not total > 0:
         raise ValueError(f"{place('loss')}: total={total}, expected a positive number of rows")
-    return total
+    return {"mean": total * features, "sum": 1.0, "none": None}[reduction]
 
 
-def _values(operation: str, y: Any) -> Tensor:
+def rows_of(operation: str, y: Any) -> Tensor:
     """What a loss is computed of, as a tensor: rows of floating-point numbers."""
     y = as_tensor(y)
     if y.dtype.kind != "f":
@@ -191,22 +196,22 @@ def _values(operation: str, y: Any) -> Tensor:
     return y
 
 
-def _target(operation: str, target: Any, y: Any) -> Any:
+def target_for(operation: str, target: Any, y: Any, name: str = "target") -> Any:
     """A target array for `y`, checked; Python lists take the dtype of `y`."""
     if isinstance(target, Tensor):
         target = target.data
     if not is_array(target):
         target = np.asarray(target, dtype=y.dtype)
     if target.shape != y.shape:
-        raise wrong_shape(operation, f"target {target.shape}", f"target {y.shape}")
+        raise wrong_shape(operation, f"{name} {target.shape}", f"{name} {y.shape}")
     if target.dtype != y.dtype:
         raise TypeError(
-            f"{place(operation)}: target of dtype {target.dtype} for {y.dtype}; use target.astype(np.{y.dtype})"
+            f"{place(operation)}: {name} of dtype {target.dtype} for {y.dtype}; use {name}.astype(np.{y.dtype})"
         )
-    return _beside(target, y)
+    return beside(target, y)
 
 
-def _beside(array: Any, y: Any) -> Any:
-    """`array` in the memory where tensor `y` is."""
+def beside(array: Any, y: Any) -> Any:
+    """`array` in the memory where tensor `y` is: a copy, for backward reads it, and its owner may change it."""
     xp = array_module(y.data)
-    return to_host(array) if xp is np else xp.asarray(array)
+    return xp.array(to_device(array, xp))

@@ -1,4 +1,4 @@
-"""Arithmetic and element-wise mathematics, with NumPy's broadcasting.
+"""Arithmetic, with NumPy's broadcasting.
 
 A Python number as an operand takes the dtype of the other: it never widens a float32 result.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module
-from minidnn.tensor import Function, Tensor, as_tensor
+from minidnn.graph import Function, Tensor, as_tensor
 
 
 def unbroadcast(gy: Any, shape: tuple[int, ...]) -> Any:
@@ -88,17 +88,6 @@ class Neg(Function):
         return -gy
 
 
-class Abs(Function):
-    """y = |x|, with gradient 0 at 0"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).abs(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy * array_module(gy).sign(self.x)
-
-
 class Power(Function):
     """y = x^p        p a number"""
 
@@ -114,41 +103,21 @@ class Power(Function):
         return gy * (p * self.x ** (p - 1)) if p else gy * 0  # x^-1 is not wanted where y is constant
 
 
-class Exp(Function):
-    """y = e^x"""
+class TensorPower(Function):
+    """z = x^y, element by element; gx = gz y x^(y - 1), gy = gz z ln x"""
 
-    saves_inputs = False
+    def forward(self, x: Any, y: Any) -> Any:
+        self.x, self.y, self.z = x, y, x**y
+        return self.z
 
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).exp(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy * self.y
-
-
-class Log(Function):
-    """y = ln x"""
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return array_module(x).log(x)
-
-    def backward(self, gy: Any) -> Any:
-        return gy / self.x
-
-
-class Sqrt(Function):
-    """y = x^(1/2)"""
-
-    saves_inputs = False
-
-    def forward(self, x: Any) -> Any:
-        self.y = array_module(x).sqrt(x)
-        return self.y
-
-    def backward(self, gy: Any) -> Any:
-        return gy / (2 * self.y)
+    def backward(self, gz: Any) -> tuple:
+        xp, x, y, gx, gy = array_module(gz), self.x, self.y, None, None
+        one = gz.dtype.type(1)
+        if self.needs[0]:
+            gx = unbroadcast(gz * (y * x ** xp.where(y == 0, one, y - 1)), x.shape)
+        if self.needs[1]:  # 0^y is constant, but for negative y
+            gy = unbroadcast(gz * (self.z * xp.log(xp.where((x == 0) & (y >= 0), one, x))), y.shape)
+        return gx, gy
 
 
 def _operand(x: Any, other: Any) -> Tensor:
@@ -188,28 +157,8 @@ def neg(x: Any) -> Tensor:
     return Neg()(x)
 
 
-def abs(x: Any) -> Tensor:
-    """|x|"""
-    return Abs()(x)
-
-
-def power(x: Any, exponent: float) -> Tensor:
-    """x^exponent, with a number as exponent."""
-    if not isinstance(exponent, (int, float)):
-        raise TypeError(f"power: the exponent is a number, got {type(exponent).__name__}")
-    return Power(exponent)(x)
-
-
-def exp(x: Any) -> Tensor:
-    """e^x"""
-    return Exp()(x)
-
-
-def log(x: Any) -> Tensor:
-    """Natural logarithm."""
-    return Log()(x)
-
-
-def sqrt(x: Any) -> Tensor:
-    """Square root."""
-    return Sqrt()(x)
+def power(x: Any, exponent: Any) -> Tensor:
+    """x^exponent, element by element; the exponent is a number or a tensor."""
+    if isinstance(exponent, (int, float, np.generic)):
+        return Power(getattr(exponent, "item", lambda: exponent)())(x)
+    return TensorPower()(_operand(x, exponent), _operand(exponent, x))

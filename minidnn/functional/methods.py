@@ -1,8 +1,8 @@
 """The operators and methods of `Tensor`, each a function of this package: ``x + y`` is ``add(x, y)``.
 
 What leaves the graph is here, too: ``<`` and its kin, which give raw boolean arrays (``==`` asks whether two
-tensors are the same object), and conversions to NumPy and Python. In-place operators are refused: ``w -= g``
-would not change the tensor but bind the name to another one.
+tensors are the same object), `argmax` and `argmin`, which give raw integers, and conversions to NumPy and
+Python. In-place operators are refused: ``w -= g`` would not change the tensor but bind the name to another one.
 """
 
 import operator
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.functional import activation, math, shape
+from minidnn.functional import activation, arrange, elementwise, math, shape, statistics
 from minidnn.functional.linear import matmul
-from minidnn.tensor import Tensor
+from minidnn.graph import Tensor
 
 
 def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:
@@ -31,7 +31,13 @@ def _refused(symbol: str) -> Callable[[Tensor, Any], Tensor]:
 
 
 def _array(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    return np.array(x.numpy(), dtype=dtype, copy=copy)
+    values = x.numpy()
+    if x.requires_grad:
+        raise TypeError(
+            f"NumPy would drop the graph of {x.name or 'a tensor'}: F.concatenate and its kin take tensors, x.data or "
+            "x.numpy() has the values alone"
+        )
+    return np.array(values, dtype=dtype, copy=copy)
 
 
 def _format(x: Tensor, spec: str) -> str:
@@ -52,10 +58,11 @@ METHODS: dict[str, Any] = {
     "__truediv__": math.div,
     "__rtruediv__": lambda x, y: math.div(y, x),
     "__pow__": math.power,
+    "__rpow__": lambda x, y: math.power(y, x),
     "__matmul__": matmul,
     "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": math.neg,
-    "__abs__": math.abs,
+    "__abs__": elementwise.abs,
     "__getitem__": shape.getitem,
     "__lt__": _comparison(operator.lt),
     "__le__": _comparison(operator.le),
@@ -68,19 +75,27 @@ METHODS: dict[str, Any] = {
     "__array__": _array,
     "__iter__": _iterate,
     "T": property(shape.transpose),
-    "abs": math.abs,
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
+    "abs": elementwise.abs,
+    "exp": elementwise.exp,
+    "log": elementwise.log,
+    "sqrt": elementwise.sqrt,
     "sum": shape.sum,
     "mean": shape.mean,
     "max": shape.max,
+    "min": shape.min,
+    "var": statistics.var,
+    "std": statistics.std,
+    "argmax": lambda x, axis=None: x.data.argmax(axis),
+    "argmin": lambda x, axis=None: x.data.argmin(axis),
+    "clip": elementwise.clip,
+    "astype": elementwise.astype,
+    "squeeze": arrange.squeeze,
     "reshape": shape.reshape,
     "transpose": shape.transpose,
     "flatten": shape.flatten,
     "relu": activation.relu,
     "sigmoid": activation.sigmoid,
-    "tanh": activation.tanh,
+    "tanh": elementwise.tanh,
     "softmax": activation.softmax,
     "log_softmax": activation.log_softmax,
 }

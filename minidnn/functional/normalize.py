@@ -11,8 +11,8 @@ import numpy as np
 
 from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
-from minidnn.functional.errors import place, wrong_shape
-from minidnn.tensor import Function, Tensor
+from minidnn.functional.errors import count, floating, wrong_shape
+from minidnn.graph import Function, Tensor
 
 
 def channel_sums(a: Any, before: int, after: int, groups: int) -> Any:
@@ -37,7 +37,7 @@ def inverse_power(s: Any, beta: float) -> Any:
     return xp.divide(1, r, out=r)
 
 
-@kernel
+@kernel("normalize", small=1 << 16)
 def lrn(x: Any, size: int, alpha: float, beta: float, k: float, groups: int) -> tuple[Any, Any]:
     """y = x s^-beta and s = k + alpha (sum of x^2 over `size` neighbouring channels)."""
     s = channel_sums(x * x, size // 2, (size - 1) // 2, groups)
@@ -48,7 +48,7 @@ def lrn(x: Any, size: int, alpha: float, beta: float, k: float, groups: int) -> 
     return y, s
 
 
-@kernel
+@kernel("normalize", small=1 << 16)
 def lrn_gradient(gy: Any, x: Any, s: Any, size: int, alpha: float, beta: float, groups: int) -> Any:
     """gx_j = gy_j s_j^-beta - 2 alpha beta x_j sum_i gy_i x_i s_i^(-beta - 1)     i: has neighbour j"""
     gx = inverse_power(s, beta)
@@ -73,7 +73,7 @@ class LocalResponseNorm(Function):
             raise wrong_shape(
                 "local_response_norm", f"x {x.shape}", f"channels divisible by groups={self.groups}"
             )
-        self.x = x
+        self.x = floating("local_response_norm", x)
         y, self.s = lrn(x, self.size, self.alpha, self.beta, self.k, self.groups)
         return y
 
@@ -97,25 +97,21 @@ class BatchNorm(Function):
             raise wrong_shape(
                 "batch_norm", f"x {x.shape}, gamma {gamma.shape}, beta {beta.shape}", f"gamma, beta ({c},)"
             )
-        xp = array_module(x)
+        xp = array_module(floating("batch_norm", x))
         axes = tuple(range(x.ndim - 1))
         self.count = prod(x.shape[:-1])
         # statistics in float64: a sum over a million float32 values is exact to the last digit that is kept
-        mean = x.sum(axis=axes, dtype=np.float64) / max(self.count, 1)
-        centred = x - mean.astype(x.dtype)
+        sums = x.sum(axis=axes, dtype=np.float64)
+        if self.all_sum is not None:
+            sums = self.all_sum(xp.concatenate((sums, xp.asarray([float(self.count)]))))
+            sums, self.count = sums[:-1], float(sums[-1])
+        self.mean = sums / max(self.count, 1)
+        centred = x - self.mean.astype(x.dtype)
+        # from the mean of all ranks: the difference of large sums of squares would keep no digit of a small variance
         squares = (centred * centred).sum(axis=axes, dtype=np.float64)
         if self.all_sum is not None:
-            # [rows, sum of x, sum of x^2] in one message
-            sums = xp.empty(2 * c + 1, np.float64)
-            sums[0] = self.count
-            sums[1 : c + 1] = self.count * mean
-            sums[c + 1 :] = squares + self.count * mean * mean
-            sums = self.all_sum(sums)
-            self.count = float(sums[0])
-            mean = sums[1 : c + 1] / max(self.count, 1)
-            squares = xp.maximum(sums[c + 1 :] - self.count * mean * mean, 0)
-            centred = x - mean.astype(x.dtype)
-        self.mean, self.var = mean, squares / max(self.count, 1)
+            squares = self.all_sum(squares)
+        self.var = squares / max(self.count, 1)
         self.scale = (1 / xp.sqrt(self.var + self.eps)).astype(x.dtype)
         self.gamma = gamma
         centred *= self.scale
@@ -156,7 +152,7 @@ class BatchNormInference(Function):
             raise wrong_shape(
                 "batch_norm", f"x {x.shape}, gamma {gamma.shape}", f"all statistics {x.shape[-1:]}"
             )
-        self.scale = (1 / array_module(x).sqrt(self.var + self.eps)).astype(x.dtype)
+        self.scale = (1 / array_module(x).sqrt(self.var + self.eps)).astype(floating("batch_norm", x).dtype)
         self.xhat = (x - self.mean.astype(x.dtype)) * self.scale
         self.gamma = gamma
         return self.xhat * gamma + beta
@@ -191,10 +187,8 @@ def local_response_norm(
     -------
     Tensor (..., c)
     """
-    for name, value in (("size", size), ("groups", groups)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{place('local_response_norm')}: {name}={value!r}, expected an int >= 1")
-    return LocalResponseNorm(size, alpha, beta, k, groups)(x)
+    size, groups = (count(v, n, "local_response_norm") for n, v in (("size", size), ("groups", groups)))
+    return LocalResponseNorm(size, float(alpha), float(beta), float(k), groups)(x)
 
 
 def batch_norm(
@@ -208,8 +202,9 @@ def batch_norm(
         All axes but the last are rows.
     gamma, beta : Tensor (c,)
     all_sum : callable, optional
-        Takes a float64 vector and returns its sum over the ranks that share the batch; called once in
-        forward (2 c + 1 elements) and once in backward (2 c). With it the node is collective.
+        Takes a float64 vector and returns its sum over the ranks that share the batch; called in forward with
+        the sums and the number of rows (c + 1 elements), then with the squared deviations (c), and once in
+        backward (2 c). With it the node is collective.
 
     Returns
     -------

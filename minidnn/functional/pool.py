@@ -1,4 +1,4 @@
-"""Pooling over images (n, h, w, c). Padding never counts: it never is the maximum, nor part of a mean.
+"""Pooling over images (n, h, w, c). Padding never is the maximum, nor part of a mean unless that is asked for.
 
 The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, `avg_pool`,
 `avg_pool_gradient`.
@@ -6,16 +6,20 @@ The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, 
 
 from typing import Any
 
-from minidnn.backend import array_module
+import numpy as np
+
+from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
-from minidnn.functional.errors import place, wrong_shape
+from minidnn.functional.errors import floating, place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, windows
-from minidnn.tensor import Function, Tensor
+from minidnn.graph import Function, Tensor
+
+Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
-@kernel
+@kernel("pool", small=1 << 17)
 def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
-    """The largest value of each window, and which tap (row-major, the first of equals) it came from.
+    """The largest value of each window, and which tap (row-major, the first of equals, the last NaN) it came from.
 
     Returns
     -------
@@ -24,17 +28,33 @@ def max_pool(x: Any, window: Windows) -> tuple[Any, Any]:
     """
     xp = array_module(x)
     kh, kw = window.kernel
-    x = pad(x, window.padding, value=-xp.inf)
-    y = x[(slice(None), *window.tap(0, 0))].copy()
-    tap = xp.zeros(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
-    for k in range(1, kh * kw):
+    least = lowest(x.dtype)
+    y = xp.full((len(x), *window.out, x.shape[-1]), least, x.dtype)
+    tap = xp.empty(y.shape, xp.uint8 if kh * kw <= 256 else xp.uint16)
+    tap[...] = first_taps(window, xp)
+    x = pad(x, window.padding, value=least)
+    for k in range(kh * kw):
         candidate = x[(slice(None), *window.tap(*divmod(k, kw)))]
-        xp.copyto(tap, k, where=candidate > y)
+        xp.copyto(tap, k, where=(candidate > y) | (candidate != candidate))
         xp.maximum(y, candidate, out=y)
     return y, tap
 
 
-@kernel
+def lowest(dtype: Any) -> Any:
+    """What no value is below: -inf, or the least integer."""
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
+
+
+def first_taps(window: Windows, xp: Any) -> Any:
+    """The first tap of each window that is not in the padding, (oh, ow, 1)."""
+    rows, cols = (
+        xp.asarray([max(0, before - i * s) for i in range(out)])
+        for (before, _), s, out in zip(window.padding, window.stride, window.out, strict=True)
+    )
+    return (rows[:, None] * window.kernel[1] + cols)[..., None]
+
+
+@kernel("pool", small=1 << 15)
 def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
     xp = array_module(gy)
@@ -42,22 +62,23 @@ def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     kh, kw = window.kernel
     gx = xp.zeros((n, *window.padded, c), gy.dtype)
     for k in range(kh * kw):
-        gx[(slice(None), *window.tap(*divmod(k, kw)))] += gy * (tap == k)
+        gx[(slice(None), *window.tap(*divmod(k, kw)))] += masked(gy, tap == k)
     return crop(gx, window)
 
 
-def window_counts(window: Windows, xp: Any, dtype: Any) -> Any:
-    """How many pixels of the image, padding left out, each window covers: (oh, ow, 1)."""
+def window_counts(window: Windows, counted: Sides, xp: Any, dtype: Any) -> Any:
+    """How many pixels of the image and of the `counted` sides around it each window covers: (oh, ow, 1)."""
     per_axis = []
-    for n, k, s, (before, _), out in zip(
-        window.size, window.kernel, window.stride, window.padding, window.out, strict=True
+    for n, k, s, (before, _), (least, most), out in zip(
+        window.size, window.kernel, window.stride, window.padding, counted, window.out, strict=True
     ):
-        per_axis.append([min(i * s - before + k, n) - max(i * s - before, 0) for i in range(out)])
+        starts = [i * s - before for i in range(out)]
+        per_axis.append([min(start + k, n + most) - max(start, -least) for start in starts])
     rows, cols = (xp.asarray(counts, dtype) for counts in per_axis)
     return (rows[:, None] * cols)[..., None]
 
 
-def avg_pool(x: Any, window: Windows) -> Any:
+def avg_pool(x: Any, window: Windows, counted: Sides) -> Any:
     """The mean of each window, (n, oh, ow, c)."""
     xp = array_module(x)
     kh, kw = window.kernel
@@ -65,16 +86,16 @@ def avg_pool(x: Any, window: Windows) -> Any:
     y = x[(slice(None), *window.tap(0, 0))].copy()
     for k in range(1, kh * kw):
         y += x[(slice(None), *window.tap(*divmod(k, kw)))]
-    y /= window_counts(window, xp, x.dtype)
+    y /= window_counts(window, counted, xp, x.dtype)
     return y
 
 
-def avg_pool_gradient(gy: Any, window: Windows) -> Any:
+def avg_pool_gradient(gy: Any, window: Windows, counted: Sides) -> Any:
     """gx (n, h, w, c): every pixel of a window gets an equal share of its gy."""
     xp = array_module(gy)
     n, _, _, c = gy.shape
     kh, kw = window.kernel
-    share = gy / window_counts(window, xp, gy.dtype)
+    share = gy / window_counts(window, counted, xp, gy.dtype)
     gx = xp.zeros((n, *window.padded, c), gy.dtype)
     for k in range(kh * kw):
         gx[(slice(None), *window.tap(*divmod(k, kw)))] += share
@@ -102,14 +123,14 @@ class AvgPool2d(Function):
 
     saves_inputs = False
 
-    def __init__(self, window: Windows) -> None:
-        self.window = window
+    def __init__(self, window: Windows, counted: Sides) -> None:
+        self.windows = window, counted
 
     def forward(self, x: Any) -> Any:
-        return avg_pool(x, self.window)
+        return avg_pool(floating("avg_pool2d", x), *self.windows)
 
     def backward(self, gy: Any) -> Any:
-        return avg_pool_gradient(gy, self.window)
+        return avg_pool_gradient(gy, *self.windows)
 
 
 def pool_windows(
@@ -156,10 +177,23 @@ def max_pool2d(
 
 
 def avg_pool2d(
-    x: Any, size: Pair, stride: Pair | None = None, padding: Padding = 0, ceil_mode: bool = False
+    x: Any,
+    size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
 ) -> Tensor:
-    """Mean of each window over the pixels of the image that it covers. Options as for `max_pool2d`."""
-    return AvgPool2d(_windows_for("avg_pool2d", x, size, stride, padding, ceil_mode))(x)
+    """Mean of each window over the pixels of the image that it covers. Options as for `max_pool2d`.
+
+    With `count_include_pad` the pixels of the padding are part of the mean, as zeros; what `ceil_mode` adds
+    beyond it is not.
+    """
+    window = _windows_for("avg_pool2d", x, size, stride, padding, ceil_mode)
+    counted = ((0, 0), (0, 0))
+    if count_include_pad:
+        counted = _windows_for("avg_pool2d", x, size, stride, padding, False).padding
+    return AvgPool2d(window, counted)(x)
 
 
 def _windows_for(

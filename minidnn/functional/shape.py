@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minidnn.backend import array_module
-from minidnn.tensor import Function, Tensor
+from minidnn.backend import array_module, is_array, masked
+from minidnn.graph import Function, Tensor, as_tensor
 
 Axis = int | tuple[int, ...] | None
 
@@ -17,7 +17,7 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """`shape` with 1 at the reduced axes, as with ``keepdims=True``."""
     if axis is None:
         return (1,) * len(shape)
-    axes = {a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis)}
+    axes = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
@@ -58,18 +58,27 @@ class Mean(Function):
 class Max(Function):
     """y = max of x over `axis`; equal maxima share the gradient equally"""
 
+    reduce = "max"
+
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x: Any) -> Any:
-        y = x.max(axis=self.axis, keepdims=self.keepdims)
+        y = getattr(x, self.reduce)(axis=self.axis, keepdims=self.keepdims)
         self.x, self.y = x, y
         return y
 
     def backward(self, gy: Any) -> Any:
         kept = _kept(self.x.shape, self.axis)
-        share = (self.x == self.y.reshape(kept)).astype(self.x.dtype)
-        return gy.reshape(kept) * (share / share.sum(axis=self.axis, keepdims=True))
+        largest = self.x == self.y.reshape(kept)
+        share = gy.reshape(kept) / largest.sum(axis=self.axis, keepdims=True, dtype=gy.dtype)
+        return masked(array_module(gy).broadcast_to(share, largest.shape), largest)
+
+
+class Min(Max):
+    """y = min of x over `axis`; equal minima share the gradient equally"""
+
+    reduce = "min"
 
 
 class Reshape(Function):
@@ -109,20 +118,32 @@ class Transpose(Function):
 
 
 class GetItem(Function):
-    """y = x[key]        key of integers, slices, ... and None"""
+    """y = x[key]; where integer arrays name an element several times, its gradients add up"""
 
     saves_inputs = False
 
-    def __init__(self, key: Any) -> None:
+    def __init__(self, key: tuple) -> None:
         self.key = key
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
-        return x[self.key]
+        y = x[self.key]
+        # a mask is the numbers of what it holds, from here on
+        parts = (k.nonzero() if is_array(k) and k.dtype.kind == "b" else (k,) for k in self.key)
+        self.key = tuple(k for part in parts for k in part)
+        return y
 
     def backward(self, gy: Any) -> Any:
-        gx = array_module(gy).zeros(self.shape, gy.dtype)
-        gx[self.key] = gy
+        xp = array_module(gy)
+        gx = xp.zeros(self.shape, gy.dtype)
+        if not any(is_array(k) for k in self.key):
+            gx[self.key] = gy
+            return gx
+        position, stride = 0, 1  # in the flat gx: adding there is several times faster than by rows
+        for after, n in enumerate(reversed(self.shape)):
+            numbers = (xp.arange(n) * stride).reshape(n, *(1,) * after)
+            position, stride = position + xp.broadcast_to(numbers, self.shape)[self.key], n * stride
+        xp.add.at(gx.reshape(-1), position.reshape(-1), gy.reshape(-1))
         return gx
 
 
@@ -147,6 +168,11 @@ class Concatenate(Function):
         return tuple(parts)
 
 
+def _spread(values: tuple) -> tuple:
+    """Numbers that are given one by one, or as one sequence."""
+    return tuple(values[0]) if len(values) == 1 and np.ndim(values[0]) else values
+
+
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over `axis` (all axes if None)."""
     return Sum(axis, keepdims)(x)
@@ -162,18 +188,19 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return Max(axis, keepdims)(x)
 
 
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Smallest value over `axis` (all axes if None)."""
+    return Min(axis, keepdims)(x)
+
+
 def reshape(x: Any, *shape: Any) -> Tensor:
     """`x` with another shape, given as one tuple or as numbers; one of them may be -1."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
-        shape = tuple(shape[0])
-    return Reshape(shape)(x)
+    return Reshape(_spread(shape))(x)
 
 
 def transpose(x: Any, *axes: Any) -> Tensor:
     """`x` with its axes permuted, given as one tuple or as numbers; reversed without."""
-    if len(axes) == 1 and not isinstance(axes[0], int):
-        axes = axes[0]
-    return Transpose(tuple(axes) if axes else None)(x)
+    return Transpose(_spread(axes) or None)(x)
 
 
 def flatten(x: Any) -> Tensor:
@@ -183,17 +210,28 @@ def flatten(x: Any) -> Tensor:
 
 
 def getitem(x: Any, key: Any) -> Tensor:
-    """``x[key]`` for integers, slices, ``...`` and None.
+    """``x[key]`` as in NumPy: integers, slices, ``...``, None, arrays or lists of integers or booleans, tensors.
 
     Raises
     ------
     TypeError
-        Index arrays, lists and masks: their gradient would need an addition per index.
+        Anything else, such as floats.
     """
-    for k in key if isinstance(key, tuple) else (key,):
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer, slice, EllipsisType, type(None))):
-            raise TypeError(f"getitem: integers, slices, ... and None, not {type(k).__name__}")
-    return GetItem(key)(x)
+    x = as_tensor(x)
+    return GetItem(tuple(_index(k, x) for k in (key if isinstance(key, tuple) else (key,))))(x)
+
+
+def _index(k: Any, x: Tensor) -> Any:
+    """One part of a key, an array as a copy beside `x`: backward needs it as it is now."""
+    if isinstance(k, (int, np.integer, slice, EllipsisType, type(None))) and not isinstance(k, bool):
+        return k
+    k = k.data if isinstance(k, Tensor) else k
+    k = array_module(x.data).array(k if is_array(k) or np.size(k) else np.zeros(np.shape(k), int))
+    if k.dtype.kind not in "iub" or (k.dtype.kind == "b" and not k.ndim):
+        raise TypeError(
+            f"getitem: integers, slices, ..., None and arrays of integers or booleans, not {k!r:.60}"
+        )
+    return k
 
 
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:

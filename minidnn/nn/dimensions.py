@@ -38,8 +38,8 @@ class Dimensions:
         return next((i for i, axis in enumerate(operand) if axis and axis[0] == letter), None)
 
     def letter(self, asked: str) -> str:
-        """The layer's own letter for what a strategy asks for: "c" and "o" mean the output's features, whatever it calls
-        them, and of grouped ones whole groups; "i" means the input's."""
+        """The layer's own letter for what a strategy asks for: "c" and "o" mean the output's features, whatever it
+        calls them, and of grouped ones whole groups; "i" means the input's."""
         own = {
             letter
             for operand in (*self.inputs, *self.variables, self.output)
@@ -75,7 +75,7 @@ def parse(text: str, shapes: tuple[tuple[int, ...], ...]) -> Dimensions:
     operands = [part.split() for part in left.replace("(", " ( ").replace(")", " ) ").split(",")]
     if not arrow or len(operands) < len(shapes) or not all(operands):
         raise InputError(
-            f"dims {text!r}: expected {len(shapes)} input{'s' * (len(shapes) > 1)}, variables, '->' and the output, as in "
+            f"dims {text!r}: expected {len(shapes)} input{'s' * (len(shapes) > 1)}, variables, '->', the output, as in "
             "'n ... i, i o, o -> n ... o'"
         )
     rest = _rest(operands[0], len(shapes[0]) + 1)

@@ -5,8 +5,10 @@ given to `output_shape` and `macs` are those of one sample, without n.
 """
 
 import math
+from typing import Any
 
 from minidnn import functional as F
+from minidnn.functional.conv_transpose import transposed_windows
 from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
 from minidnn.functional.pool import pool_windows
 from minidnn.nn.dimensions import Part
@@ -60,15 +62,8 @@ class Linear(Module):
         return math.prod(self.output_shape(shape)) * self.in_features
 
 
-class Conv2d(Module):
-    """Convolution of images        x (n, h, w, i)   W (kh, kw, i / groups, o)   b (o,)   y (n, oh, ow, o)
-
-    ``padding``: 0, "valid", "same" (output = ceil(input / stride)), a number, (height, width), or ((top,
-    bottom), (left, right)). With ``groups`` = g, channel group j of the output reads only group j of the
-    input. Weight decay leaves `b` out, as in `Linear`.
-    """
-
-    windows = "h w"
+class _Convolution(Module):
+    """Common to both convolutions: the options, W (kh, kw, i / groups, o) and b (o,)."""
 
     @property
     def dims(self) -> str:
@@ -93,19 +88,42 @@ class Conv2d(Module):
         _positive(self, in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"Conv2d: {in_channels} and {out_channels} channels do not divide into {groups} groups"
+                f"{self.label}: {in_channels} and {out_channels} channels do not divide into {groups} groups"
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = pair(kernel_size, "kernel_size", "Conv2d")
-        self.stride = pair(stride, "stride", "Conv2d")
+        self.kernel_size = pair(kernel_size, "kernel_size", self.label)
+        self.stride = pair(stride, "stride", self.label)
         self.padding = padding
-        self.dilation = pair(dilation, "dilation", "Conv2d")
+        self.dilation = pair(dilation, "dilation", self.label)
         self.groups = groups
         self.bias = bias
-        self.window(_LARGE)  # the options are checked here, not at the first image
+        self.output_shape((*_LARGE, in_channels))  # the options are checked here, not at the first image
         self.W = Parameter((*self.kernel_size, in_channels // groups, out_channels), W_init)
         self.b = Parameter((out_channels,), b_init, decay=False) if bias else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(oh, ow, out_channels)."""
+        *image, channels = _image(self, shape)
+        if channels != self.in_channels:
+            raise ValueError(f"{self.label}: input has {channels} channels, expected {self.in_channels}")
+        return (*self.image_shape(tuple(image)), self.out_channels)
+
+    def localise(self, part: Part) -> None:
+        """Own groups."""
+        if self.groups > 1:
+            self.groups = self.groups * (part.box[-1][1] - part.box[-1][0]) // part.out[-1]
+
+
+class Conv2d(_Convolution):
+    """Convolution of images        x (n, h, w, i)   W (kh, kw, i / groups, o)   b (o,)   y (n, oh, ow, o)
+
+    ``padding``: 0, "valid", "same" (output = ceil(input / stride)), a number, (height, width), or ((top,
+    bottom), (left, right)). With ``groups`` = g, channel group j of the output reads only group j of the
+    input. Weight decay leaves `b` out, as in `Linear`.
+    """
+
+    windows = "h w"
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
@@ -121,21 +139,44 @@ class Conv2d(Module):
 
     def localise(self, part: Part) -> None:
         """Own groups; padding at the image's borders only."""
-        self.groups = (
-            self.groups * (part.box[-1][1] - part.box[-1][0]) // part.out[-1] if self.groups > 1 else 1
-        )
+        super().localise(part)
         self.padding = _own_padding(self.window(part.shape[:2]), part)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """(oh, ow, out_channels)."""
-        height, width, channels = _image(self, shape)
-        if channels != self.in_channels:
-            raise ValueError(f"{self.label}: input has {channels} channels, expected {self.in_channels}")
-        return (*self.window((height, width)).out, self.out_channels)
+    def image_shape(self, image: tuple[int, int]) -> tuple[int, int]:
+        """(oh, ow)."""
+        return self.window(image).out
 
     def macs(self, shape: Shape) -> int:
         """kh kw i / groups for each element of the output."""
         return math.prod(self.output_shape(shape)) * math.prod(self.W.full_shape[:-1])
+
+
+class ConvTranspose2d(_Convolution):
+    """Transposed convolution        x (n, h, w, i)   W (kh, kw, i / groups, o)   b (o,)   y (n, oh, ow, o)
+
+    oh = (h - 1) stride + (kh - 1) dilation + 1 - top - bottom + output_padding, or h stride with padding "same".
+    Other options are those of `Conv2d`.
+    """
+
+    whole = "h w"
+
+    def __init__(self, *args: Any, output_padding: Pair = 0, **options: Any) -> None:
+        self.output_padding = output_padding
+        super().__init__(*args, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The transposed convolution."""
+        options = self.stride, self.padding, self.output_padding, self.dilation, self.groups
+        return F.conv_transpose2d(x, self.W, self.b, *options)
+
+    def image_shape(self, image: tuple[int, int]) -> tuple[int, int]:
+        """(oh, ow)."""
+        options = self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
+        return transposed_windows(image, *options).size
+
+    def macs(self, shape: Shape) -> int:
+        """One per weight and pixel of the input."""
+        return math.prod(shape[:2]) * math.prod(self.W.full_shape)
 
 
 class _Pool2d(Module):
@@ -184,11 +225,37 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """Mean of each window."""
+    """Mean of each window; with ``count_include_pad`` of the padding's zeros, too."""
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, ceil_mode)
+        self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
         """The pooling."""
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        window = self.kernel_size, self.stride, self.padding, self.ceil_mode
+        return F.avg_pool2d(x, *window, self.count_include_pad)
+
+
+class GlobalAvgPool2d(Module):
+    """(n, h, w, c) -> (n, c): the mean of each channel over the whole image"""
+
+    dims = "n h w c -> n c"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over height and width."""
+        return F.mean(x, axis=(1, 2))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The channels."""
+        return _image(self, shape)[-1:]
 
 
 class ReLU(Module):
@@ -249,11 +316,15 @@ class Flatten(Module):
 class Add(Module):
     """Sum of the input and of the outputs named in ``also``: a skip connection."""
 
+    @property
+    def dims(self) -> str:
+        """All inputs are alike."""
+        return ", ".join(["..."] * (1 + len(self.also))) + " -> ..."
+
     def __init__(self, also: tuple[str, ...] | str) -> None:
         self.also = (also,) if isinstance(also, str) else tuple(also)
         if not self.also:
-            raise ValueError("Add: `also` must name at least one earlier layer")
-        self.dims = ", ".join(["..."] * (1 + len(self.also))) + " -> ..."
+            raise ValueError(f"{self.label}: `also` must name at least one earlier layer")
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """x + extra[0] + ..."""
@@ -285,6 +356,21 @@ def _own_padding(window: Windows, part: Part) -> tuple[tuple[int, int], tuple[in
         last = (stop - 1) * window.stride[axis] - window.padding[axis][0] + window.extent[axis]
         sides.append((low - first, max(last - high, 0)))
     return tuple(sides)
+
+
+class Concatenate(Add):
+    """The features of the input, then those of the outputs named in ``also``, along the last axis."""
+
+    whole = "c"
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        """All features, one after the other."""
+        return F.concatenate((x, *extra), axis=-1)
+
+    def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
+        """All axes but the last are equal."""
+        super().output_shape(shape[:-1], *(other[:-1] for other in extra))
+        return (*shape[:-1], sum(each[-1] for each in (shape, *extra)))
 
 
 def _image(layer: Module, shape: Shape) -> Shape:

@@ -1,8 +1,8 @@
 """`Module`, the base of all layers and of `Sequential`.
 
 A layer is its options plus its parameters: attributes that are `Parameter` (trained) or `Buffer` (saved
-only). It has no other state, so a planner may copy it shallowly and put parts of the parameters in place of
-the whole.
+only). It has no other state, but for dropout's count of its calls, so a planner may copy it shallowly and put
+parts of the parameters in place of the whole.
 """
 
 from collections.abc import Iterator, Mapping
@@ -67,12 +67,15 @@ class Module:
         """The function itself."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set an attribute; a module or a variable takes its name from it."""
+        object.__setattr__(self, key, value)
+        if isinstance(value, Module):
+            value.set_name(join(self.name, key))
+        elif isinstance(value, Variable):
+            value.name = join(self.name, key)
+
     def __call__(self, x: Tensor, *extra: Tensor) -> Tensor:
-        for value in vars(self).values():
-            if isinstance(value, Variable) and value.data is None:
-                raise RuntimeError(
-                    f"{self.label}: the parameters have no values yet: call model.init(seed=...)"
-                )
         return self.forward(x, *extra)
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
@@ -88,7 +91,8 @@ class Module:
         return start, stop
 
     def localise(self, part: Part) -> None:
-        """Become the layer that computes a part: change the options that speak of the whole; variables are cut already."""
+        """Become the layer that computes a part: change the options that speak of the whole; variables are cut
+        already."""
 
     # ---- structure ----
 
@@ -104,10 +108,15 @@ class Module:
         return self.training if said is None else said
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
-        """(attribute, module) of the modules directly inside."""
+        """(attribute, module) of the modules directly inside; TypeError if some are hidden in a list."""
         for key, value in vars(self).items():
             if isinstance(value, Module):
                 yield key, value
+            elif isinstance(value, (list, tuple, dict)) and _hides(value):
+                raise TypeError(
+                    f"{self.label}: nothing finds the layers and parameters in the {type(value).__name__} {key!r}: "
+                    "put layers in nn.ModuleList or nn.ModuleDict, and give each parameter an attribute"
+                )
 
     def set_name(self, name: str) -> None:
         """Set the dotted path of this module and of all that is inside it."""
@@ -136,7 +145,8 @@ class Module:
             yield from child.named_modules(join(prefix, key))
 
     def named_variables(self, kind: type = Variable, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
-        """(dotted name, variable) of parameters and buffers in program order; one that is tied, once, by its first name."""
+        """(dotted name, variable) of parameters and buffers in program order; one that is tied, once, by its first
+        name."""
         seen = set()
         for path, module in self.named_modules(self.name if prefix is None else prefix):
             for key, value in vars(module).items():
@@ -153,8 +163,11 @@ class Module:
         return self.named_variables(Buffer)
 
     def parameters(self) -> list[Parameter]:
-        """The parameters, in program order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        """The parameters, in program order, each once."""
+        found = {id(value): value for value in vars(self).values() if isinstance(value, Parameter)}
+        for _, child in self.children():
+            found |= {id(value): value for value in child.parameters()}
+        return list(found.values())
 
     def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
         """Draw all values from ``rng(seed, dotted name)``; returns self.
@@ -222,6 +235,17 @@ class Module:
         options = {
             key: value
             for key, value in vars(self).items()
-            if key not in ("name", "training") and isinstance(value, int | float | str | tuple)
+            if key not in ("name", "training")
+            and key[0] != "_"
+            and isinstance(value, int | float | str | tuple)
         }
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
+
+def _hides(value: Any) -> bool:
+    """Whether modules or variables are in a plain container."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(v, Module | Variable) or _hides(v) for v in value
+    )

@@ -1,17 +1,12 @@
-"""Layers that behave differently in training, or that look across channels: normalisation and dropout."""
+"""Normalisation: over neighbouring channels, and by the statistics of the batch."""
 
 from collections.abc import Callable
 
-import numpy as np
-
 from minidnn import functional as F
-from minidnn.backend import array_module
-from minidnn.nn.context import current_context
 from minidnn.nn.dimensions import Part
 from minidnn.nn.init import ones, zeros
 from minidnn.nn.module import Module, Shape
 from minidnn.nn.parameter import Buffer, Parameter
-from minidnn.random import random_bits
 from minidnn.tensor import Tensor
 
 
@@ -121,55 +116,45 @@ class BatchNorm(Module):
         return tuple(shape)
 
 
-class Dropout(Module):
-    """y = x keep / (1 - p) in training, y = x in evaluation        keep (n, ...) of zeros and ones
+class LayerNorm(Module):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta over the last axis of each row (Ba et al. 2016)
 
-    The mask of a sample follows from the run's seed, the layer's name, the step and the sample's global
-    number, so it does not depend on the rank that computes it.
-
-    Attributes
-    ----------
-    p : float
-        Probability that a feature is dropped.
-    part : Part or None
-        Where the input is a part of the whole: which one.
+    Weight decay leaves ``gamma`` and ``beta`` (features,) out, as in `BatchNorm`.
     """
 
-    dims = "... -> ..."
+    dims = "n ... c, c, c -> n ... c"
+    whole = "c"
 
-    def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
-        self.part: Part | None = None
+    def __init__(self, features: int, eps: float = 1e-5) -> None:
+        if features < 1:
+            raise ValueError(f"{self.label}: needs features >= 1, got {features}")
+        self.features = features
+        self.eps = eps
+        self.gamma = Parameter((features,), ones, decay=False)
+        self.beta = Parameter((features,), zeros, decay=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop features of each sample.
+        """Each row by its own statistics."""
+        return F.layer_norm(x, self.gamma, self.beta, self.eps)
 
-        Raises
-        ------
-        RuntimeError
-            Training outside of ``nn.context``: without the step every mask would be the same.
-        """
-        if not self.is_training or self.p == 0:
-            return x
-        now = current_context()
-        if now.seed is None or now.step is None or now.samples is None:
-            raise RuntimeError(
-                f"{self.label}: dropout must know the step: call the model inside "
-                "`with nn.context(training=True, seed=..., step=..., samples=...)`, or model.eval() first"
-            )
-        samples = np.asarray(now.samples)
-        if len(samples) != x.shape[0]:
-            raise ValueError(
-                f"{self.label}: the context numbers {len(samples)} samples, the batch has {x.shape[0]}"
-            )
-        whole, box = (
-            (self.part.out, self.part.box) if self.part else (x.shape[1:], [(0, n) for n in x.shape[1:]])
-        )
-        bits = random_bits(now.seed, self.name, now.step, samples, whole, box[-1], array_module(x.data))
-        return F.dropout(x, self.p, bits[:, *(slice(*rows) for rows in box[:-1])])
+    def output_shape(self, shape: Shape) -> Shape:
+        """The input's."""
+        if shape[-1] != self.features:
+            raise ValueError(f"{self.label}: input has {shape[-1]} features, expected {self.features}")
+        return tuple(shape)
 
-    def localise(self, part: Part) -> None:
-        """Draw the bits of the own part."""
-        self.part = part
+
+class GroupNorm(LayerNorm):
+    """As `LayerNorm`, over all pixels and the channels of each of ``groups`` equal groups (Wu and He 2018)"""
+
+    whole = "h w t c"
+
+    def __init__(self, groups: int, features: int, eps: float = 1e-5) -> None:
+        super().__init__(features, eps)
+        if groups < 1 or features % groups:
+            raise ValueError(f"{self.label}: {features} channels do not divide into {groups} groups")
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each sample and group by its own statistics."""
+        return F.group_norm(x, self.gamma, self.beta, self.groups, self.eps)

@@ -9,7 +9,7 @@ the numbers do not depend on how the model is split.
 import numpy as np
 
 from minidnn.backend import to_device
-from minidnn.factors import Factors
+from minidnn.functional.factors import Factors
 from minidnn.nn.init import Initializer, zeros
 from minidnn.random import rng
 from minidnn.tensor import Tensor

@@ -17,10 +17,10 @@ class Sequential(Module):
     or pairs ``[("fc", Linear(4, 3))]`` give the names. A `Sequential` inside a `Sequential` is laid flat: its
     layer "conv" becomes "block.conv".
 
-    A layer takes the output of the one before it. ``("fc", (Linear(4, 3), "conv5"))`` names what it takes instead, and a
-    layer whose ``also`` names earlier layers is called with their outputs as extra inputs: ``Add(also=("relu1",))`` is a
-    skip connection. "input" is the input of the container it was written in, so ``Sequential(Conv2d(...), ReLU(),
-    Add(also=("input",)))`` is a residual block wherever it is put.
+    A layer takes the output of the one before it. ``("fc", (Linear(4, 3), "conv5"))`` names what it takes instead,
+    and a layer whose ``also`` names earlier layers is called with their outputs as extra inputs:
+    ``Add(also=("relu1",))`` is a skip connection. "input" is the input of the container it was written in, so
+    ``Sequential(Conv2d(...), ReLU(), Add(also=("input",)))`` is a residual block wherever it is put.
 
     One layer under two names is tied: the second is a copy that has the same parameters.
 

@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Schedule = Callable[[int], float]
 
@@ -73,3 +74,60 @@ def warmup(iterations: int, then: Schedule = constant) -> Schedule:
         return ramp * then(iteration)
 
     return schedule
+
+
+def one_cycle(iterations: int, rising: float = 0.3, start: float = 25.0, end: float = 1e4) -> Schedule:
+    """From 1 / ``start`` to 1 and down to 1 / (``start`` ``end``), each along half a cosine (Smith and Topin 2018).
+
+    The rate given to the optimiser is the largest; it is reached after the share ``rising`` of the iterations.
+
+    Raises
+    ------
+    ValueError
+        Fewer than one iteration each for the rise and the fall.
+    """
+    top = rising * iterations - 1
+    if not 0 < top < iterations - 1:
+        raise ValueError(f"one_cycle: no iteration must be left out, got {iterations} with rising={rising}")
+
+    def schedule(iteration: int) -> float:
+        up = iteration <= top
+        done = iteration / top if up else min((iteration - top) / (iterations - 1 - top), 1.0)
+        first, last = (1 / start, 1.0) if up else (1.0, 1 / (start * end))
+        return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+    return schedule
+
+
+@dataclass
+class Plateau:
+    """A schedule that multiplies by ``factor`` when a loss has not fallen for more than ``patience`` observations.
+
+    ``observe`` takes the loss, after each epoch for example: the same on every rank. All fields are its state.
+
+    Attributes
+    ----------
+    threshold : float
+        Share of the best loss by which it must fall to count.
+    minimum : float
+        The schedule does not fall below.
+    """
+
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    minimum: float = 0.0
+    value: float = 1.0
+    best: float = math.inf
+    waited: int = 0
+
+    def __call__(self, iteration: int) -> float:
+        return self.value
+
+    def observe(self, loss: float) -> None:
+        """Note a loss, and lower the schedule if that was one too many without a fall."""
+        self.waited += 1
+        if loss < self.best * (1 - self.threshold):
+            self.best, self.waited = loss, 0
+        if self.waited > self.patience:
+            self.value, self.waited = max(self.value * self.factor, self.minimum), 0

@@ -21,15 +21,16 @@ Rules = Mapping[str, Placement | Mapping[str, Placement] | Split]
 def place(rules: Rules) -> Callable[..., Strategy]:
     """A strategy from placements by layer name or pattern: ``place({"conv*": Shard(0), "fc6": Shard(-1)})``.
 
-    A placement is that of the layer's output, along the only axis of the mesh; of several axes, a dict by axis. A `Split`
-    names the letters of the layer's dimensions instead. The first pattern that matches a layer counts. A layer that none
-    matches follows the layer before it where it can (the first is `Shard(0)`); so does "loss". The result is a strategy
-    builder like those of :mod:`.strategies`, with the arguments (model, shape, ranks, options).
+    A placement is that of the layer's output, along the only axis of the mesh; of several axes, a dict by axis. A
+    `Split` names the letters of the layer's dimensions instead. The first pattern that matches a layer counts. A
+    layer that none matches follows the layer before it where it can (the first is `Shard(0)`); so does "loss". The
+    result is a strategy builder like those of :mod:`.strategies`, with the arguments (model, shape, ranks, options).
 
     Raises
     ------
     InputError
-        When built: a pattern that matches no layer, or none that an earlier one leaves; a place that is not on the mesh.
+        When built: a pattern that matches no layer, or none that an earlier one leaves; a place that is not on the
+        mesh.
     PlacementError
         When built: a placement that the layer cannot take.
     """
@@ -104,15 +105,16 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
             letter = dims.output[placement.axis][0]
         if letter is None or not table.can(name, letter, (*letters.get(letter, ()), axis)):
             raise PlacementError(
-                f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or Replicate() "
-                "(Partial() is for linear layers and ungrouped convolutions, which sum over input features)"
+                f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or "
+                "Replicate() (Partial() is for linear layers and ungrouped convolutions, which sum over input features)"
             )
         letters[letter] = (*letters.get(letter, ()), axis)
     return Split(letters, at)
 
 
 def parse_splits(text: str) -> dict[str, Split]:
-    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, or a place on one."""
+    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, or a place on
+    one."""
     rules: dict[str, Split] = {}
     for rule in filter(None, (part.strip() for part in text.split(";"))):
         pattern, colon, words = rule.partition(":")
@@ -137,7 +139,8 @@ def parse_splits(text: str) -> dict[str, Split]:
 
 
 def make_strategy(name: str, model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
-    """The strategy called `name` for `model` over `ranks` ranks, or that of `options.split`; InputError lists the names."""
+    """The strategy called `name` for `model` over `ranks` ranks, or that of `options.split`; InputError lists the
+    names."""
     if options.split:
         return place(parse_splits(options.split))(model, shape, ranks, options)
     if name not in STRATEGIES:

@@ -1,7 +1,7 @@
 """Static checks of a plan, before anything runs; and the timing of its events in units.
 
-The events of all ranks are walked at once under rendezvous semantics: a message moves only when both of its ends have been
-posted. If no rank can go on, the cycle is reported: who waits for whom, and for what.
+The events of all ranks are walked at once under rendezvous semantics: a message moves only when both of its ends
+have been posted. If no rank can go on, the cycle is reported: who waits for whom, and for what.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Timing:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise ScheduleError unless every stage runs forward and backward on each micro-batch once, every message has both its
-    ends, no ranks wait for one another for ever, and no rank holds more activations than the plan declares."""
+    """Raise ScheduleError unless every stage runs forward and backward on each micro-batch once, every message has
+    both its ends, no ranks wait for one another for ever, and no rank holds more activations than the plan
+    declares."""
     for rank, actions in plan.schedules.items():
         _check_work(plan, rank, actions)
         for stage in plan.stages:
@@ -67,7 +68,8 @@ def _check_work(plan: Plan, rank: int, actions) -> None:
         if (stage, i) not in due or order not in (["forward", "both"], ["forward", "input", "weight"]):
             wanted = "forward, then backward" if (stage, i) in due else "nothing"
             raise ScheduleError(
-                f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}: expected {wanted}"
+                f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}: expected "
+                f"{wanted}"
             )
 
 
@@ -83,8 +85,8 @@ def _check_messages(plan: Plan) -> None:
         source, dest, phase, layer, op, micro_batch, index, n_bytes, _ = key
         side = "received" if sent[key] > received[key] else "sent"
         raise ScheduleError(
-            f"{op} of {layer} ({phase}, micro-batch {micro_batch}, round {index}): {n_bytes} bytes from rank {source} to "
-            f"rank {dest} are never {side}"
+            f"{op} of {layer} ({phase}, micro-batch {micro_batch}, round {index}): {n_bytes} bytes from rank {source} "
+            f"to rank {dest} are never {side}"
         )
 
 
@@ -150,10 +152,7 @@ def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple | None, list[tu
             key = "move", post.exchange.tag_of(post.micro_batch, post.direction)
             return None, [(key, t.meets(rank)) for t in post.transfers]
         case Compute(layer, phase, number) if layer.norms and phase != "weight":
-            key = (
-                "statistics",
-                statistics_tag(layer, number, "forward" if phase == "forward" else "backward", 0),
-            )
+            key = "statistics", statistics_tag(layer, number, 0), phase == "forward"
             return key, [(key, plan.mesh.group(rank, layer.derived.statistics))]
         case PostSum(bucket):
             return _of_bucket(plan, rank, bucket, "sum"), []

@@ -92,7 +92,8 @@ def _layer_row(plan: Planned, layer: LayerPlan, stage: Stage, rank: int, held: C
 
 
 def _exchange_text(plan: Planned, exchange: Exchange, rank: int, stage: Stage) -> str:
-    """One communication layer: what it does forward, and what its adjoint does backward; "" where a rank has no part."""
+    """One communication layer: what it does forward, and what its adjoint does backward; "" where a rank has no
+    part."""
     directions = ("forward", "backward") if exchange.differentiable else ("forward",)
     ops = [" and ".join(t.op for t in plan.transfers(exchange, d, 0, rank)) for d in directions]
     if not any(ops):

@@ -1,8 +1,8 @@
 """What happens on one rank in a step, in order: a plan's schedule, lowered once.
 
-The executor carries the events out; the list of messages, the check, the memory and the narrative are folds over the same
-events, so none of them can see another step than the one that runs.  What the executor relies on is worked out here: when
-a transfer begins and who waits for it, which backward is the last to add to a bucket of gradients.
+The executor carries the events out; the list of messages, the check, the memory and the narrative are folds over the
+same events, so none of them can see another step than the one that runs.  What the executor relies on is worked out
+here: when a transfer begins and who waits for it, which backward is the last to add to a bucket of gradients.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Post:
     transfers: tuple[Transfer, ...]
 
     def __str__(self) -> str:
-        return f"{self.direction} move of {self.exchange.value} for {self.exchange.layer}, micro-batch {self.micro_batch}"
+        e = self.exchange
+        return f"{self.direction} move of {e.value} for {e.layer}, micro-batch {self.micro_batch}"
 
 
 @dataclass(frozen=True)

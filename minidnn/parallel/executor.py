@@ -155,8 +155,8 @@ class Executor:
         Parameters
         ----------
         images : array, dict of arrays, or None
-            The images of `plan.input_rows(rank)`, (n, H, W, C), or each input of the model by name; None where this rank
-            needs none.
+            The images of `plan.input_rows(rank)`, (n, H, W, C), or each input of the model by name; None where this
+            rank needs none.
         labels : int array
             Of the whole batch.
 

@@ -1,8 +1,8 @@
 """Bringing gradients together over ranks, bucket by bucket, while backward still runs.
 
 The gradients of a bucket are views of one flat buffer, so its sum needs no copy (as in PyTorch's
-DistributedDataParallel: Li et al. 2020, arXiv 2006.15704, sec. 3.2). It starts where the events say that nothing more is
-added to them.
+DistributedDataParallel: Li et al. 2020, arXiv 2006.15704, sec. 3.2). It starts where the events say that nothing
+more is added to them.
 
 A sharded bucket is the published OWT code's: reduce_scatter, the owner of a shard alone keeps its
 momentum and updates it, all_gather of the new weights.
@@ -18,7 +18,7 @@ from ..comm import collectives
 from ..comm.algorithms import edges_of
 from ..comm.communicator import Communicator
 from ..comm.ledger import Scope
-from ..factors import Factors
+from ..functional.factors import Factors
 from ..nn import Parameter
 from .planned import Bucket
 from .transfer import Algorithms

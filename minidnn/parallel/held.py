@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import prod
 
 from ..nn import Parameter
-from .placement import At, intervals
+from .placement import At, Replicate, intervals
 from .planned import Bucket, Held, LayerPlan, Planned
+from .rule import Variable
 from .schedule import Update
 
 
@@ -64,17 +65,23 @@ def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int
 def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
-    A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold alike, so
-    they have the same buckets of that sum, tags (from `tag` on) included.
+    A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold
+    alike, so they have the same buckets of that sum, tags (from `tag` on) included; and where a parameter is
+    replicated, its bucket is, so that the same sums are made in the same order.
     """
     itemsize, options = plan.dtype.itemsize, plan.options
-    reduced: dict[tuple[tuple[str, ...], str], list[Held]] = {}
+
+    def key(layer: LayerPlan, variable: Variable | Held) -> tuple:
+        equal = tuple(a for a, p in zip(plan.mesh.names, variable.layout, strict=True) if p == Replicate())
+        return variable.sums, layer.update, equal
+
+    reduced: dict[tuple, list[Held]] = {}
     for p in plan.held[rank]:
         if p.trained and p.sums:
-            reduced.setdefault((p.sums, plan.by_name[p.layer].update), []).append(p)
-    keys = sorted({(v.sums, x.update) for x in plan.layers for v in x.derived.variables.values()})
+            reduced.setdefault(key(plan.by_name[p.layer], p), []).append(p)
+    keys = sorted({key(layer, v) for layer in plan.layers for v in layer.derived.variables.values()})
     buckets: list[Bucket] = []
-    for (axes, update), parameters in reversed(reduced.items()):
+    for (axes, update, equal), parameters in reversed(reduced.items()):
         runs: list[list[Held]] = []
         filled = None
         order = list(reversed(parameters))
@@ -88,8 +95,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
             summed.append(p)
             filled += p.size * itemsize
         for number, run in enumerate(sorted(runs, key=lambda run: order.index(run[-1]))):
-            elements = sum(p.size for p in run)
-            group = plan.mesh.group(rank, axes)
+            elements, size = sum(p.size for p in run), len(plan.mesh.group(rank, axes))
             buckets.append(
                 Bucket(
                     index=len(buckets),
@@ -97,13 +103,21 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
                     update=update,
                     names=tuple(p.name for p in run),
                     sizes=tuple(p.size for p in run),
-                    algorithm=options.all_reduce_for(
-                        elements * itemsize, tuple(plan.nodes[r] for r in group)
-                    ),
-                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update))),
+                    algorithm=options.all_reduce_for(elements * itemsize, size, _nodes(plan, rank, axes)),
+                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update, equal))),
                     sharded=options.sharded_momentum,
                     matrix=run[0].shape if run[0].rows else None,
                     rows=run[0].rows,
                 )
             )
     return tuple(buckets)
+
+
+def _nodes(plan: Planned, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
+    """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as
+    layers are replicated along other axes) do not lie alike: their sums must be made in one order."""
+    patterns = set()
+    for other in range(plan.size) if len(set(plan.nodes)) > 1 else (rank,):
+        seen: dict[int, int] = {}
+        patterns.add(tuple(seen.setdefault(plan.nodes[r], len(seen)) for r in plan.mesh.group(other, axes)))
+    return patterns.pop() if len(patterns) == 1 else None

@@ -14,6 +14,7 @@ from .events import Compute, Event, Metrics, Post, Share, WaitSum
 from .planned import Bucket, LayerPlan, Planned
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
+SUMS = 3  # of a synchronised batch norm on a micro-batch: two forward, one backward
 SMALL = "doubling"  # the algorithm of sums of a few numbers: metrics, statistics
 
 
@@ -67,9 +68,8 @@ def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch
             case Compute(layer, phase, number) if layer.norms and phase != "weight":
                 direction = "forward" if phase == "forward" else "backward"
                 group = plan.mesh.group(rank, layer.derived.statistics)
-                for i, elements in enumerate(statistics(plan, rank, layer, direction)):
-                    label = direction, layer.name, number, statistics_tag(layer, number, direction, i)
-                    yield Batch(*label, "all_reduce", SMALL, group, elements, 8)
+                for tag, elements in statistics(plan, rank, layer, number, direction):
+                    yield Batch(direction, layer.name, number, tag, "all_reduce", SMALL, group, elements, 8)
             case WaitSum(bucket):
                 yield _of_bucket(plan, rank, bucket, bucket.op, "gradient sync")
             case Share(bucket):
@@ -79,20 +79,27 @@ def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch
                 yield Batch("metrics", "loss", 0, tag, "all_reduce", SMALL, world, METRICS, 8)
 
 
-def statistics(plan: Planned, rank: int, layer: LayerPlan, direction: str) -> list[int]:
-    """Elements of each sum of a synchronised batch norm: two for each channel, and forward the number of values."""
+def statistics(
+    plan: Planned, rank: int, layer: LayerPlan, number: int, direction: str
+) -> list[tuple[int, int]]:
+    """(tag, elements) of each sum of a synchronised batch norm: of values with their number, then of squares; of
+    gradients in one."""
     held = {p.name: p.size for p in plan.held[rank]}
     found = []
-    for path in layer.norms:
+    for i, path in enumerate(layer.norms):
         prefix = f"{layer.name}.{path}." if path else f"{layer.name}."
         channels = next(size for name, size in held.items() if name.startswith(prefix))
-        found.append(2 * channels + (direction == "forward"))
+        first = statistics_tag(layer, number, i)
+        if direction == "forward":
+            found += [(first, channels + 1), (first + 1, channels)]
+        else:
+            found.append((first + 2, 2 * channels))
     return found
 
 
-def statistics_tag(layer: LayerPlan, micro_batch: int, direction: str, index: int) -> int:
-    """The tag of one sum of statistics."""
-    return layer.tag + 2 * (micro_batch * len(layer.norms) + index) + (direction == "backward")
+def statistics_tag(layer: LayerPlan, number: int, norm: int) -> int:
+    """The tag of the first sum of a batch norm on a micro-batch; `SUMS` follow one another."""
+    return layer.tag + SUMS * (number * len(layer.norms) + norm)
 
 
 def _of_bucket(plan: Planned, rank: int, bucket: Bucket, op: str, phase: str) -> Batch:

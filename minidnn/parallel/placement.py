@@ -5,8 +5,8 @@ The words are those of PyTorch's DTensor: along an axis of the mesh a value is s
 What a layer with a window reads is a `Halo`: the rows under the windows of its own outputs, and so rows of its
 neighbours.  All placements of one value, in the order of the mesh, are its *layout*.
 
-What a rank holds is a rectangle of the whole (`Region`).  Of samples, axis 0, it is a list of *blocks*: the batch is cut
-once, over all axes of the mesh along which any layer splits samples, and a rank holds some of the blocks.
+What a rank holds is a rectangle of the whole (`Region`).  Of samples, axis 0, it is a list of *blocks*: the batch is
+cut once, over all axes of the mesh along which any layer splits samples, and a rank holds some of the blocks.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from ..errors import InputError
 from .events import FIRST_TAG, lower
 from .held import buckets_of, held_by
 from .mesh import bounds
-from .placement import At, Blocks, Layout, MicroBatch, Partial, Replicate, Shard
+from .messages import SUMS
+from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Replicate, Shard
 from .plan import Plan
 from .planned import Exchange, Input, LayerPlan, PerRank, Stage
 from .rule import Derived, PlacementError, derive
@@ -243,6 +244,8 @@ class _Builder:
                 if origin < index and users:
                     i = self.sources[users[0]].index(value)
                     needed, leaves = self.derived[users[0]].inputs[i], self.gradients[users[0]][1][i]
+                    if len(users) > 1:  # a halo is for one of them
+                        needed, leaves = _without_halo(needed), _without_halo(leaves)
                     moved = (origin, index), (layout, needed, leaves, grad)
                     entries.append(self._exchange(value, users[0], *moved, len(parts)))
                     here[value] = needed, leaves
@@ -280,10 +283,15 @@ class _Builder:
             update=self.strategy.updates.get(name, "all"),
             tag=self.tag,
         )
-        self.tag += 2 * micro_batches * len(plan.norms)
+        self.tag += SUMS * micro_batches * len(plan.norms)
         return plan
 
     def _exchange(self, value: str, layer: str, stages, layouts, micro_batches: int) -> Exchange:
         shape, tag = self.out_shapes[value], self.tag
         self.tag += 2 * micro_batches
         return Exchange(value, layer, *stages, *layouts, shape, self.differentiable[value], tag)
+
+
+def _without_halo(layout: Layout) -> Layout:
+    """The same without what overlaps."""
+    return tuple(Shard(p.axis) if isinstance(p, Halo) else p for p in layout)

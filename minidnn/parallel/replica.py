@@ -56,7 +56,8 @@ class Replica:
 
 
 def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float, float]:
-    """Of one sample: forward, and of the two products of backward; the first layer of all needs no gradient of its input."""
+    """Of one sample: forward, and of the two products of backward; the first layer of all needs no gradient of its
+    input."""
     share = 1.0
     operands = [(layer.layout, layer.out_shape)]
     if Partial() in layer.layout:  # a part of the sum

@@ -204,18 +204,20 @@ def _check(name: str, layer, dims, letter: str, shapes, out: Shape, parts: int) 
     can = splittable(layer, dims, shapes, out, parts)
     if letter not in can:
         raise PlacementError(
-            f"{name}: {kind} cannot be split along {letter!r} into {parts} parts: of {_statement(layer)!r} it can be split "
-            f"along {', '.join(can) or 'nothing'}"
+            f"{name}: {kind} cannot be split along {letter!r} into {parts} parts: of {_statement(layer)!r} it can be "
+            f"split along {', '.join(can) or 'nothing'}"
         )
 
 
 def _axis(at: int, axes: int, only: int) -> int:
-    """The number by which an axis is called: the last one, the features, is -1; `only` is that of an array of one axis."""
+    """The number by which an axis is called: the last one, the features, is -1; `only` is that of an array of one
+    axis."""
     return only if axes == 1 else -1 if at == axes - 1 else at
 
 
 def _units(dims: Dimensions, layer, letter: str, axis: Axis, n: int, parts: int, shapes) -> int | None:
-    """The indivisible pieces of an axis of n entries that begins with a letter; None where an even split respects them."""
+    """The indivisible pieces of an axis of n entries that begins with a letter; None where an even split respects
+    them."""
     if len(axis) == 1:
         return None
     units = layer.groups if letter == "g" else _size(dims, letter, shapes)
@@ -231,7 +233,8 @@ def _size(dims: Dimensions, letter: str, shapes: Sequence[Shape]) -> int:
 def _halo(
     layer: nn.Module, letter: str, axes: tuple[str, ...], at: int, shape: Shape, n: int, mesh: Mesh
 ) -> Placement:
-    """What the windows of each part of `n` outputs read of axis `at` of the input; plain `Shard` where they overlap not."""
+    """What the windows of each part of `n` outputs read of axis `at` of the input; plain `Shard` where they overlap
+    not."""
     axis = _axis(at, len(shape), 0)
     sizes = [size for name, size in zip(mesh.names, mesh.sizes, strict=True) if name in axes]
     own = [(0, n)]
@@ -263,7 +266,8 @@ def localise(
     Parameters
     ----------
     shared : dict, optional
-        The parts of variables that this rank has already, by the id of the whole: a variable that two layers have is one.
+        The parts of variables that this rank has already, by the id of the whole: a variable that two layers have is
+        one.
     """
     at = mesh.coordinates[rank]
     if _elsewhere(derived.gradient, at):

@@ -1,12 +1,14 @@
 """One step, carried out: each event of a rank in turn.
 
-Every layer runs on every micro-batch on a tape of its own. Its inputs arrive as leaves, from the layer before, from another
-rank, or from a slice of what this rank has; backward, their gradients go back the way that the adjoint transfers say.
+Every layer runs on every micro-batch on a tape of its own. Its inputs arrive as leaves, from the layer before, from
+another rank, or from a slice of what this rank has; backward, their gradients go back the way that the adjoint
+transfers say.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -144,7 +146,7 @@ class Run:
         flops = self.executor.replica.flops(layer.name, len(samples), "forward")
         with Tape() as tape, ledger.scope(phase="forward", layer=layer.name, micro_batch=micro_batch):
             before = ledger.state("compute", flops=flops)
-            self._synchronise(layer, micro_batch, "forward")
+            self._synchronise(layer, micro_batch)
             tape.layer = layer.name
             taped = [self.training and d for d in layer.differentiable]
             inputs = [Arrive(x, k)() if t else Tensor(x) for x, k, t in zip(arrays, kept, taped, strict=True)]
@@ -189,7 +191,6 @@ class Run:
         samples, ledger = len(self.plan.samples(layer.derived.gradient, self.rank, batch)), self.ledger
         with ledger.scope(phase="backward", layer=layer.name, micro_batch=micro_batch):
             before = ledger.state("compute", flops=self.executor.replica.flops(layer.name, samples, phase))
-            self._synchronise(layer, micro_batch, "backward")
             if phase == "weight":
                 tape.backward_weights()
             else:
@@ -220,14 +221,16 @@ class Run:
         held = self.gradients.get(key)
         self.gradients[key] = gradient if held is None else held + gradient
 
-    def _synchronise(self, layer: LayerPlan, micro_batch: int, direction: str) -> None:
-        """Let the layer's batch norms sum their statistics under the tags of this micro-batch."""
-        if not layer.norms:
-            return
-        comm = self.executor.groups[layer.derived.statistics]
-        for i, norm in enumerate(self.executor.replica.norms[layer.name]):
-            tag = statistics_tag(layer, micro_batch, direction, i)
-            norm.all_sum = lambda v, t=tag: comm.start(collectives.all_reduce.steps(comm, v, SMALL), t).wait()
+    def _synchronise(self, layer: LayerPlan, micro_batch: int) -> None:
+        """Let the layer's batch norms sum their statistics, under the tags of this micro-batch."""
+        for i, norm in enumerate(self.executor.replica.norms[layer.name] if layer.norms else ()):
+            comm, tags = (
+                self.executor.groups[layer.derived.statistics],
+                count(statistics_tag(layer, micro_batch, i)),
+            )
+            norm.all_sum = lambda v, comm=comm, tags=tags: comm.start(
+                collectives.all_reduce.steps(comm, v, SMALL), next(tags)
+            ).wait()
 
     def _input(self, layer: LayerPlan, i: int, micro_batch: int) -> Any:
         """Input i of a layer: what a transfer has made, or the value as it is."""

@@ -1,8 +1,8 @@
 """Schedules of one training step, as data: the order in which a rank runs the parts of the model.
 
-The model is cut into *stages* (consecutive layers), and the batch, for each stage, into *micro-batches*.  A schedule says
-when a stage runs forward and backward on which micro-batch; what has to be sent, received and summed for that follows
-(:mod:`.events`).
+The model is cut into *stages* (consecutive layers), and the batch, for each stage, into *micro-batches*.  A schedule
+says when a stage runs forward and backward on which micro-batch; what has to be sent, received and summed for that
+follows (:mod:`.events`).
 
 ======================  ===========================================================================
 GPipe                   Huang et al. 2019, arXiv 1811.06965: all forwards, then all backwards
@@ -31,7 +31,8 @@ class Forward:
 class Backward:
     """Run a stage's backward on a micro-batch.
 
-    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the half that nobody waits for.
+    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the half that nobody waits
+    for.
     """
 
     stage: int
@@ -70,8 +71,8 @@ def accumulate(micro_batches: int) -> list[Action]:
 def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[Action]:
     """OWT on every rank: stage 0 is convolutional, stage 1 fully connected.
 
-    Scheme (a) is one micro-batch.  In (b) and (c) micro-batch j + 1 begins to travel before the fully connected work on j,
-    and the gradients of j travel during the work on j + 1.
+    Scheme (a) is one micro-batch.  In (b) and (c) micro-batch j + 1 begins to travel before the fully connected work
+    on j, and the gradients of j travel during the work on j + 1.
     """
     if scheme == "a" and micro_batches != 1:
         raise ValueError(f"scheme (a) exchanges the whole batch at once: 1 micro-batch, got {micro_batches}")

@@ -46,7 +46,8 @@ def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
 
 
 def unequal_replicas(executor: Executor) -> list[str]:
-    """The parameters and buffers of which two ranks hold the same part with other bits; the same answer on every rank."""
+    """The parameters and buffers of which two ranks hold the same part with other bits; the same answer on every
+    rank."""
     names = list(executor.plan.users)
     held = {p.name: p for p in executor.plan.held[executor.rank]}
     mine = np.zeros((len(names), 2), np.int64)

@@ -14,8 +14,8 @@ spatial         space=p                 ``conv*: h=space  fc*: o=space``: rows o
 3d              data, stage, model      tensor, pipelined, and ``*: n=data``
 ==============  ======================  ============================================================
 
-With another mesh (`Options.mesh`) each does the same over more axes: "data" splits samples, "stage" makes a pipeline. `place`
-and `splits` make a strategy of a table written by hand.
+With another mesh (`Options.mesh`) each does the same over more axes: "data" splits samples, "stage" makes a
+pipeline. `place` and `splits` make a strategy of a table written by hand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from .tables import Splits, Table
 
 
 def _mesh(name: str, ranks: int, options: Options, default: Mesh, needs: tuple[str, ...] = ()) -> Mesh:
-    """The mesh of the options, or the default one; it must have so many ranks, and the axes that the strategy splits over."""
+    """The mesh of the options, or the default one; it must have so many ranks, and the axes that the strategy splits
+    over."""
     mesh = options.mesh or default
     known = dict.fromkeys((*default.names, "data", "stage"))
     if mesh.size != ranks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -104,11 +104,12 @@ class Options:
         plain = self.all_reduce in ("ring", "doubling", "halving", "tree")
         return Algorithms(self.all_reduce if plain else "ring")
 
-    def all_reduce_for(self, n_bytes: int, nodes: Sequence[int]) -> str:
-        """The algorithm that sums `n_bytes` over ranks on these nodes."""
-        if self.all_reduce != "auto":
-            return self.all_reduce
-        return choose(len(nodes), n_bytes, self.link, nodes)
+    def all_reduce_for(self, n_bytes: int, size: int, nodes: tuple[int, ...] | None) -> str:
+        """The algorithm that sums `n_bytes` over so many ranks, on these nodes; None: it must not depend on the
+        nodes."""
+        if self.all_reduce == "auto":
+            return choose(size, n_bytes, self.link, nodes)
+        return "ring" if self.all_reduce == "hierarchical" and nodes is None else self.all_reduce
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class Strategy:
     micro_batches : tuple of int
         Into how many the batch is cut in each stage.
     by_member : str
-        An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-batch is
-        a part of the samples of every rank.
+        An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-
+        batch is a part of the samples of every rank.
     pipelined : bool
         Whether stage s is at coordinate s of the axis "stage" alone; else every rank runs all stages.
     schedule : callable

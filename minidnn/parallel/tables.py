@@ -16,7 +16,8 @@ Splits = dict[str, Split]
 
 
 class Table:
-    """Splits for every layer, from rules for some of them: what is not named follows the layer before it where it can."""
+    """Splits for every layer, from rules for some of them: what is not named follows the layer before it where it
+    can."""
 
     def __init__(self, model: nn.Sequential, shape: Shapes, mesh: Mesh) -> None:
         self.mesh, self.notes = mesh, []
@@ -34,7 +35,8 @@ class Table:
 
     @property
     def mixing(self) -> list[str]:
-        """Layers before the fully connected ones that have weights or windows, as convolutions, normalisations, poolings."""
+        """Layers before the fully connected ones that have weights or windows, as convolutions, normalisations,
+        poolings."""
         return [
             name
             for name, layer in self.layers.items()
@@ -60,8 +62,8 @@ class Table:
         Parameters
         ----------
         rules : dict
-            Of some layers. Where a layer cannot be split so, it is replicated there and a note says so; or, if `strict`, it
-            is an error.
+            Of some layers. Where a layer cannot be split so, it is replicated there and a note says so; or, if
+            `strict`, it is an error.
         start : Layout
             Where the model's inputs are, for the first layers to follow.
         after_sum : str
@@ -110,8 +112,8 @@ class Table:
         return Split(letters, at)
 
     def _letter_after(self, dims: Dimensions, axis: int) -> str:
-        """The letter to split after an input that is split along an axis: its own, or, where the layer sums over that, the
-        output's letter there; "" where there is none."""
+        """The letter to split after an input that is split along an axis: its own, or, where the layer sums over
+        that, the output's letter there; "" where there is none."""
         own = dims.inputs[0][axis][0]
         if any(own in letters for letters in dims.output):
             return own

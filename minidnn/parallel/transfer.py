@@ -1,12 +1,13 @@
 """Moving one value from one layout to another, as data: which collective that is, or which messages.
 
-What a rank holds before and after are rectangles (`Region`), and what moves is where they meet.  Along the axes of the mesh
-on which the two layouts differ the pattern often is a collective, and is run as that one, by name; any other is plain
-messages between the ranks whose rectangles meet.  A sum still to be made is made first, where something else changes, too.
+What a rank holds before and after are rectangles (`Region`), and what moves is where they meet.  Along the axes of
+the mesh on which the two layouts differ the pattern often is a collective, and is run as that one, by name; any
+other is plain messages between the ranks whose rectangles meet.  A sum still to be made is made first, where
+something else changes, too.
 
 The gradient of a value moves by the same function, between the layouts of the gradient: where a value is replicated for
-work that is split, its gradient is `Partial`, so what an all_gather brings forward a reduce_scatter sums backward; what a
-halo copies is added back.
+work that is split, its gradient is `Partial`, so what an all_gather brings forward a reduce_scatter sums backward;
+what a halo copies is added back.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ class Transfer:
         return y
 
     def expected(self, whole: np.ndarray, member: int) -> np.ndarray:
-        """The flat buffer whose slices `member` sends, out of the micro-batch's whole value: as it is once all is summed."""
+        """The flat buffer whose slices `member` sends, out of the micro-batch's whole value: as it is once all is
+        summed."""
         rows = self.micro_batch.rows
         starts = np.cumsum((0, *rows))
 
@@ -244,23 +246,36 @@ def _packed(x: Any, places: Sequence[tuple[slice, ...]]) -> Any:
 
 @lru_cache(maxsize=4096)
 def steps(source: Layout, target: Layout, mesh: Mesh) -> tuple[tuple[Layout, Layout, tuple[str, ...]], ...]:
-    """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes, too."""
-    differ = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
-    found = [(source, target)] if differ else []
-    if (
-        any(source[i] == Partial() for i in differ)
-        and len({(type(source[i]), target[i]) for i in differ}) > 1
-    ):
+    """From where to where, and along which axes of the mesh: none, one, or a sum first where something else changes,
+    too."""
+    moved = _moved(source, target, mesh)
+    sums = [i for i in moved if source[i] == Partial()]
+    if not sums or len({(type(source[i]), target[i]) for i in moved}) == 1:
+        return ((source, target, tuple(mesh.names[i] for i in moved)),) if moved else ()
+    for possible in (Replicate | Shard, Replicate):  # the sum as it is needed, if nothing else moves with it
         between = tuple(
-            p if p != Partial() else q if isinstance(q, Replicate | Shard) else Replicate()
-            for p, q in zip(source, target, strict=True)
+            p if i not in sums else target[i] if isinstance(target[i], possible) else Replicate()
+            for i, p in enumerate(source)
         )
-        found = [(source, between), (between, target)]
-    axes = [
-        tuple(n for n, s, p, q in zip(mesh.names, mesh.sizes, a, b, strict=True) if s > 1 and p != q)
-        for a, b in found
-    ]
-    return tuple((a, b, along) for (a, b), along in zip(found, axes, strict=True) if along)
+        units = {(p.axis, p.units) for p in between if isinstance(p, Shard)}
+        if _moved(source, between, mesh) == sums and len(dict(units)) == len(units):
+            break
+    return (source, between, tuple(mesh.names[i] for i in sums)), *steps(between, target, mesh)
+
+
+def _moved(source: Layout, target: Layout, mesh: Mesh) -> list[int]:
+    """The numbers of the axes along which something moves: those whose placement changes, and those that split the same
+    axis of the value further in, as their parts are parts of other parts then. (Samples lie in blocks that stay.)"""
+    moved = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
+    shifted = {
+        (i, p.axis) for i in moved for p in (source[i], target[i]) if isinstance(p, Shard | Halo) and p.axis
+    }
+    inner = (
+        i
+        for i, p in enumerate(target)
+        if isinstance(p, Shard) and any(i > j and p.axis == d for j, d in shifted)
+    )
+    return sorted({*moved, *(i for i in inner if mesh.sizes[i] > 1)})
 
 
 def transfers(
@@ -272,7 +287,8 @@ def transfers(
     rank: int,
     chosen: Algorithms = Algorithms(),
 ) -> tuple[Transfer, ...]:
-    """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2 transfers."""
+    """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2
+    transfers."""
     found = (
         _transfer(a, b, shape, micro_batch, blocks, axes, blocks.mesh.group(rank, axes), chosen)
         for a, b, axes in steps(source, target, blocks.mesh)

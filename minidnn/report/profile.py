@@ -15,9 +15,9 @@ import numpy as np
 
 from minidnn import functional as F
 from minidnn import nn
-from minidnn.backend import kernels, pool
+from minidnn.backend import kernels, workers
 from minidnn.errors import InputError
-from minidnn.functional.linear import product
+from minidnn.functional.products import product
 from minidnn.nn.sequential import INPUT, Sequential
 from minidnn.nn.summary import summary_rows
 from minidnn.optim import SGD
@@ -197,14 +197,14 @@ def run(args: argparse.Namespace, model: Sequential, shape: tuple[int, ...]) -> 
     if args.steps < 1 or (args.threads is not None and args.threads < 1):
         raise InputError("--steps and --threads must be at least 1")
     if args.threads:
-        pool.set_threads(args.threads)
+        workers.set_threads(args.threads)
     batch = args.batch
     classes = model.output_shape(shape)[-1]
     model.init(0)
     rows = profile_model(model, shape, batch, classes, args.steps)
     kind = "fast" if kernels.fast_in_use() else "plain"
     title = (
-        f"{args.model}, {shape[0]} px, batch {batch}, float32; {pool.threads()} threads, {kind} kernels; "
+        f"{args.model}, {shape[0]} px, batch {batch}, float32; {workers.threads()} threads, {kind} kernels; "
         f"NumPy {np.__version__}, {platform.processor() or platform.machine()}\n"
     )
     print(profile_text(rows, peak_gflops(), title))

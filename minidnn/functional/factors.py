@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidnn.backend import array_module, kernels
-from minidnn.functional.linear import product_weight_gradient
+from minidnn.functional.products import product_weight_gradient
 
 LEAST = 1 << 18  # elements of a gradient that is worth it
 
@@ -58,8 +58,8 @@ def may_stay_factored(leaf: Any, x: Any, gy: Any) -> bool:
     if getattr(leaf, "exchange_factors", False):
         return True
     return (
-        type(gy) is np.ndarray
-        and x.shape[1] * gy.shape[1] >= LEAST
+        x.shape[1] * gy.shape[1] >= LEAST
+        and type(gy) is np.ndarray
         and kernels.fast_in_use()
         and hasattr(leaf, "add_factors")
         and leaf.grad_buffer is None

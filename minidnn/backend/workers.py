@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from minidnn.backend import blas
+from minidnn.backend import openblas
 
 
 class _Job:
@@ -49,7 +49,7 @@ class _Job:
                     self.finished.release()
 
 
-class _Pool:
+class _Workers:
     """Daemon threads that work on whatever job is in the queue."""
 
     def __init__(self) -> None:
@@ -69,15 +69,15 @@ class _Pool:
             self.jobs.get().work()
 
 
-_pool = _Pool()
+_workers = _Workers()
 
 
 def _forget() -> None:
     """In a forked child there are no threads."""
-    global _pool
-    threads = _pool.threads
-    _pool = _Pool()
-    _pool.threads = threads
+    global _workers
+    threads = _workers.threads
+    _workers = _Workers()
+    _workers.threads = threads
 
 
 if hasattr(os, "register_at_fork"):
@@ -86,18 +86,18 @@ if hasattr(os, "register_at_fork"):
 
 def threads() -> int:
     """Threads that share the work, this one included."""
-    if _pool.threads is None:
-        _pool.threads = blas.get_threads() or 1
-    return _pool.threads
+    if _workers.threads is None:
+        _workers.threads = openblas.get_threads() or 1
+    return _workers.threads
 
 
 def set_threads(n: int | None) -> None:
     """Share the work among `n` threads from now on; None: as many as BLAS uses."""
     if n is not None and n < 1:
         raise ValueError(f"set_threads({n}): at least one")
-    if n is not None and n > 1 and blas.get_threads() is None:
+    if n is not None and n > 1 and openblas.get_threads() is None:
         n = 1  # products inside would use all cores each
-    _pool.threads = n
+    _workers.threads = n
 
 
 def each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -108,19 +108,19 @@ def each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """
     items = items if isinstance(items, Sequence) else list(items)
     helpers = min(threads(), len(items)) - 1
-    if helpers < 1 or getattr(_pool.inside, "worker", False):
+    if helpers < 1 or getattr(_workers.inside, "worker", False):
         return [function(item) for item in items]
-    _pool.grow(helpers)
+    _workers.grow(helpers)
     job = _Job(function, items)
-    _pool.inside.worker = True
+    _workers.inside.worker = True
     try:
-        with blas.single_threaded:
+        with openblas.single_threaded:
             for _ in range(helpers):
-                _pool.jobs.put(job)
+                _workers.jobs.put(job)
             job.work()
             job.finished.acquire()
     finally:
-        _pool.inside.worker = False
+        _workers.inside.worker = False
     if job.error is not None:
         raise job.error
     return job.results

@@ -1,6 +1,6 @@
 """What NumPy's OpenBLAS can do and NumPy has no function for, by ctypes.
 
-- The number of threads of a product, read and set while the program runs: `pool.each` gives every core a part
+- The number of threads of a product, read and set while the program runs: `workers.each` gives every core a part
   of the work and wants the products inside to be single-threaded.
 - Products and vectors *added to* what is there (`add_product`, `add_scaled`): ``c += a @ b`` in NumPy writes the
   product, reads it again, and reads and writes c.
@@ -82,12 +82,20 @@ def _matrix(a: np.ndarray) -> tuple[int, int, int] | None:
     return None
 
 
+def _scale(a: np.ndarray, factor: float) -> None:
+    """a <- factor a; as in BLAS, 0 overwrites: 0 times what happens to lie in memory may be NaN."""
+    if factor == 0:
+        a[...] = 0
+    elif factor != 1:
+        a *= factor
+
+
 def add_product(a: np.ndarray, b: np.ndarray, c: np.ndarray, keep: float = 1.0) -> None:
-    """c <- keep c + a b        a (m, k)   b (k, n)   c (m, n)"""
+    """c <- keep c + a b        a (m, k)   b (k, n)   c (m, n), which may hold anything if `keep` is 0"""
     functions = _additions(c.dtype)
     parts = [_matrix(x) for x in (a, b, c)] if functions and a.dtype == b.dtype == c.dtype else [None]
     if None in parts or parts[2][0] != NO_TRANSPOSE or not (a.size and b.size):
-        c *= keep
+        _scale(c, keep)
         c += a @ b
         return
     (a_kind, *a_place), (b_kind, *b_place), (_, *c_place) = parts
@@ -99,7 +107,7 @@ def add_scaled(x: np.ndarray, y: np.ndarray, scale: float = 1.0, keep: float = 1
     """y <- keep y + scale x, for contiguous arrays of one shape"""
     functions = _additions(y.dtype)
     if functions is None or x.dtype != y.dtype or not (x.flags.c_contiguous and y.flags.c_contiguous):
-        y *= keep
+        _scale(y, keep)
         y += x * y.dtype.type(scale)
         return
     addresses = (a.__array_interface__["data"][0] for a in (x, y))

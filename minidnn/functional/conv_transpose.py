@@ -1,0 +1,112 @@
+"""Transposed convolution: the gradient of a convolution by its input, as an operation of its own."""
+
+from typing import Any
+
+from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidnn.functional.errors import count, place, wrong_shape
+from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
+from minidnn.functional.products import add_bias, sum_rows
+from minidnn.graph import Function, Tensor
+
+
+def exchanged(W: Any, groups: int) -> Any:
+    """Filters with input and output channels exchanged: (kh, kw, i / groups, o) as (kh, kw, o / groups, i)."""
+    kh, kw, i, o = W.shape
+    W = W.reshape(kh, kw, i, groups, o // groups).transpose(0, 1, 4, 3, 2)
+    return W.reshape(kh, kw, o // groups, i * groups)
+
+
+def transposed_windows(
+    image: tuple[int, int], kernel: Pair, stride: Pair, padding: Padding, output_padding: Pair, dilation: Pair
+) -> Windows:
+    """The windows of the convolution that takes the result back to `image`: their `size` is the result's."""
+    operation = "conv_transpose2d"
+    kernel, stride, dilation = (
+        pair(value, name, operation)
+        for value, name in ((kernel, "kernel"), (stride, "stride"), (dilation, "dilation"))
+    )
+    more = pair(output_padding, "output_padding", operation, least=0)
+    extent = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    large = tuple(n * s + e for n, s, e in zip(image, stride, extent, strict=True))
+    sides = windows(operation, large, kernel, stride, padding, dilation).padding
+    size = tuple(
+        m + (n * s if padding == "same" else (n - 1) * s + e - sum(p))
+        for n, s, e, p, m in zip(image, stride, extent, sides, more, strict=True)
+    )
+    if min(size) < 1:
+        raise ValueError(f"{place(operation)}: padding={padding!r} leaves no pixel of the result")
+    window = windows(operation, size, kernel, stride, padding, dilation)
+    if window.out != tuple(image):
+        raise ValueError(
+            f"{place(operation)}: output_padding={output_padding!r}, expected less than the stride {stride}"
+            f", and 0 with padding='same'"
+        )
+    return window
+
+
+class ConvTranspose2d(Function):
+    """y with <y, z> = <x, z * W> for all z        x (n, h, w, i)   W (kh, kw, i / groups, o)   y (n, oh, ow, o)
+
+    Every value of x, times the filters, is added to the window of y that a convolution would read for it.
+    """
+
+    def __init__(self, window: Windows, groups: int) -> None:
+        self.window, self.groups = window, groups
+
+    def forward(self, x: Any, W: Any, b: Any = None) -> Any:
+        self.x, self.W = x, exchanged(W, self.groups)
+        y = convolve_input_gradient(x, self.W, self.window, self.groups)
+        return y if b is None else add_bias(y, b)
+
+    def backward_input(self, gy: Any) -> tuple:
+        return (convolve(gy, self.W, self.window, self.groups) if self.needs[0] else None,)
+
+    def backward_weight(self, gy: Any) -> tuple:
+        gW = None
+        if self.needs[1]:
+            gW = convolve_weight_gradient(gy, self.x, self.W, self.window, self.groups)
+            gW = exchanged(gW, self.groups)
+        if len(self.needs) == 2:
+            return (gW,)
+        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
+
+
+def conv_transpose2d(
+    x: Any,
+    W: Any,
+    b: Any = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Transposed convolution of images with filters: enlarges them by the stride.
+
+    oh = (h - 1) stride + (kh - 1) dilation + 1 - top - bottom + output_padding
+
+    Parameters
+    ----------
+    x, W, b : Tensors (n, h, w, i), (kh, kw, i / groups, o), and (o,) or None
+    padding : as for `conv2d`
+        Pixels cut off around the result; "same" as in Keras: out = in * stride.
+    output_padding : int or pair
+        Pixels of the result, fewer than the stride, at the bottom and right that a convolution back would not
+        read.
+    stride, dilation, groups : as for `conv2d`
+
+    Returns
+    -------
+    Tensor (n, oh, ow, o)
+    """
+    operation, i = "conv_transpose2d", x.shape[-1]
+    groups = count(groups, "groups", operation)
+    if len(x.shape) != 4 or len(W.shape) != 4 or i != W.shape[2] * groups or W.shape[3] % groups:
+        expected = "x (n, h, w, i), W (kh, kw, i / groups, o) with o divisible by groups"
+        raise wrong_shape(operation, f"x {x.shape}, W {W.shape}, groups {groups}", expected)
+    if b is not None and b.shape != W.shape[3:]:
+        raise wrong_shape(operation, f"b {b.shape}", f"b {W.shape[3:]}")
+    image, kernel = tuple(x.shape[1:3]), tuple(W.shape[:2])
+    window = transposed_windows(image, kernel, stride, padding, output_padding, dilation)
+    node = ConvTranspose2d(window, groups)
+    return node(x, W) if b is None else node(x, W, b)
