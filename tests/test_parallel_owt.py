@@ -86,7 +86,7 @@ def emulate(model, batches, cut):
 def train(comm, model, strategy, batches, options):
     net, options = MODELS[model](), Options(dtype="float64", fc_update="each", **options)
     made = make_strategy(strategy, net, SHAPE, comm.size, options)
-    running = Executor(net, SHAPE, made, comm, batches[0], options, SEED, optimiser)
+    running = Executor(net, SHAPE, made, comm, batches[0], SEED, optimiser)
     results = [feed(running, step, batch) for step, batch in enumerate(batches)]
     return [r.loss for r in results], gather_state(running), replicas_equal(running)
 
