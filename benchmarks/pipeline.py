@@ -54,23 +54,23 @@ class Stage(nn.Module):
         return _Sleep(self.seconds)(x, self.W)
 
 
-def measure(schedule: str, stages: int, chunks: int, seconds: float, steps: int) -> list[float]:
+def measure(schedule: str, stages: int, micro_batches: int, seconds: float, steps: int) -> list[float]:
     """The idle share of each of `steps` training steps."""
-    options = Options(micro_batches=chunks, schedule=schedule)
+    options = Options(micro_batches=micro_batches, schedule=schedule)
 
     def main(comm):
         model = nn.Sequential({f"stage{i}": Stage(seconds) for i in range(stages)})
         strategy = make_strategy("layer_split", model, (4,), stages, options)
-        executor = Executor(model, (4,), strategy, comm, chunks, options)
+        executor = Executor(model, (4,), strategy, comm, micro_batches)
         start, stop = executor.plan.input_rows(comm.rank)
-        x, labels = np.ones((chunks, 4), np.float32)[start:stop], np.zeros(chunks, int)
+        x, labels = np.ones((micro_batches, 4), np.float32)[start:stop], np.zeros(micro_batches, int)
         shares = []
         for _ in range(steps + 1):
             comm.barrier()
             begin = time.perf_counter()
             executor.step(x, labels)
             comm.barrier()
-            shares.append(1 - 3 * chunks * seconds / (time.perf_counter() - begin))
+            shares.append(1 - 3 * micro_batches * seconds / (time.perf_counter() - begin))
         return shares[1:]
 
     return threads.run(stages, main)[0]
@@ -81,10 +81,10 @@ def run(seconds: float = 0.06, steps: int = 5, quick: bool = False) -> str:
     rows = []
     if quick:
         seconds, steps = min(seconds, 0.005), 1
-    for stages, chunks in ((2, 4),) if quick else ((2, 4), (2, 8), (4, 8)):
+    for stages, micro_batches in ((2, 4),) if quick else ((2, 4), (2, 8), (4, 8)):
         for schedule in ("naive", "gpipe", "1f1b", "zb-h1"):
-            shares = measure(schedule, stages, chunks, seconds, steps)
-            p, m = stages, chunks
+            shares = measure(schedule, stages, micro_batches, seconds, steps)
+            p, m = stages, micro_batches
             formula = {"naive": (p - 1) / p, "zb-h1": (p - 1) / (3 * m + p - 1)}.get(
                 schedule, (p - 1) / (m + p - 1)
             )

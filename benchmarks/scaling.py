@@ -15,7 +15,7 @@ from benchmarks.common import milliseconds, program
 from benchmarks.processes import Worker
 from minidnn import nn
 from minidnn.parallel import Options, make_plan, make_strategy
-from minidnn.parallel.compare import compare_plans
+from minidnn.report.plan_compare import compare_plans
 from minidnn.text import size, table
 
 THREADS = 2
@@ -70,7 +70,7 @@ def planned(quick: bool) -> str:
             if strategy == "layer_split" and ranks > 8:
                 continue  # AlexNet has eight layers with weights
             made = make_strategy(strategy, model, shape, ranks, options)
-            plans[strategy].append(make_plan(model, shape, made, 128 * ranks, options))
+            plans[strategy].append(make_plan(model, shape, made, 128 * ranks))
     return "Planned, not run: AlexNet (thesis), 227 px, 128 images a rank\n" + compare_plans(plans)
 
 

@@ -109,7 +109,7 @@ def executor(options: dict[str, Any]) -> Handler:
     def optimiser(groups):
         return SGD([{"params": p, "lr": RATE} for p in groups.values()], momentum=MOMENTUM)
 
-    training = Executor(model, shape, strategy, comm, batch, planned, 0, optimiser)
+    training = Executor(model, shape, strategy, comm, batch, 0, optimiser)
     start, stop = training.plan.input_rows(comm.rank)
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, *shape), np.float32)[start:stop] if start < stop else None

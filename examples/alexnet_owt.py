@@ -19,10 +19,13 @@ It trains on drawn shapes, so nothing is downloaded; two ranks on two cores take
   --data dogs-vs-cats.zip --image 128             real photographs, from the zip
   --scheme b --fc-update each                     the paper's pipelined variants
   --trace out --explain                           one step in words, a timeline, a report
+  --mesh data=2,stage=2,model=2                   on 8 ranks: pipelined, with two data-parallel halves
+  --split "conv*: h=model; fc*: o=model" --mesh model=2    the rows of the images in place of samples
 """
 
+from itertools import groupby
+
 from minidnn.comm.guard import launch
-from minidnn.parallel import Shard
 from minidnn.train import Session, Trainer, parse, parser
 
 
@@ -33,15 +36,13 @@ def main(comm):
     say = session.say  # prints on rank 0 only
     say(session.describe())
 
-    # Where each layer lives is all there is to a strategy.  Shard(0) splits the samples, as data
-    # parallelism does; Shard(-1) splits the output features, so a rank holds some columns of the weights.
-    placements = session.strategy.placements
-    by_samples = [name for name, p in placements.items() if p == Shard(0)]
-    by_features = [name for name, p in placements.items() if p == Shard(-1)]
-    say(f"split by samples:  {', '.join(by_samples)}")
-    say(f"split by features: {', '.join(by_features)}\n")
+    # How each layer is split is all there is to a strategy: which letters of its dimensions (n: samples,
+    # o: output features, h: height, ...) go over which axes of the mesh of ranks.
+    say(f"mesh {session.strategy.mesh}")
+    for split, layers in groupby(session.strategy.splits.items(), lambda item: str(item[1])):
+        say(f"{split or 'whole':>20}: {', '.join(name for name, _ in layers)}")
 
-    # From the placements the planner works out which communication layers go between, and with them
+    # From the splits the planner works out which communication layers go between, and with them
     # every message of a step.  Nothing has been sent yet.
     plan = session.executor.plan
     if not args.quiet:

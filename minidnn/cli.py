@@ -22,7 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         run("Train a model by any strategy: mpirun -n 2 minidnn train --strategy owt", None, argv[1:])
         return
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if getattr(args, "config", None):
+            from .train.options import read_toml
+
+            args.options_of.set_defaults(**read_toml(args.options_of, args.config))
+            args = parser.parse_args(argv)
         code = args.run(args)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -82,11 +88,16 @@ def _add_delegated(add: Callable) -> None:
         profile.add_arguments(p)
         p.set_defaults(batch=16)  # the thesis's
 
+    def run_profile(args: argparse.Namespace) -> int:
+        from .train.planning import planned_model
+
+        return profile.run(args, *planned_model(args))
+
     add(
         "profile",
         "time each layer of a training step, and compare with the machine's peak",
         profile_options,
-        lambda args: profile.run(args, _build_model(args)),
+        run_profile,
     )
 
     def graph_options(p: argparse.ArgumentParser) -> None:
@@ -110,87 +121,40 @@ def _print(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Names
 
 
 def _model_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", default="alexnet", help="alexnet, lenet, mlp, ...")
-    p.add_argument("--variant", help="of alexnet: thesis, 2012 or owt; default by the image's size")
-    p.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
-    p.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
-    p.add_argument("--image", type=int, default=56, help="pixels")
-    p.add_argument("--classes", type=int, default=200)
-    p.add_argument("--batch", type=int, help="samples of a step over all ranks")
+    from .train.options import add_model_options
+
+    add_model_options(p)
+    p.add_argument("--batch", type=int, help="samples of a step")
+    p.set_defaults(strategy=None)
 
 
 def _plan_options(p: argparse.ArgumentParser) -> None:
-    from .parallel.strategies import STRATEGIES
+    from .train.options import add_step_options
 
-    _model_options(p)
-    p.add_argument(
-        "--strategy",
-        default="owt",
-        help=f"{', '.join(STRATEGIES)}; several with --compare, and variants: data,data:factors,owt:b,owt:pairs",
-    )
+    add_step_options(p, "owt")
     p.add_argument("--ranks", default="2", help="number of ranks; several with --compare: 2,4,8")
-    p.add_argument("--batch-per-rank", type=int)
     p.add_argument(
         "--nodes", type=int, default=1, help="hosts that the ranks are spread over, for hierarchical"
     )
-    p.add_argument("--dtype", default="float32")
-    p.add_argument("--all-reduce", default="ring")
-    p.add_argument("--buckets", type=float, default=25.0, metavar="MIB")
-    p.add_argument("--sharded-momentum", action="store_true")
-    p.add_argument("--scheme", default="a", help="of owt: a, b or c")
-    p.add_argument("--fc-update", default="once", help="of owt: once or each")
-    p.add_argument("--fc-gradients", default="sum", help="of replicated linear weights: sum or factors")
-    p.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs")
-    p.add_argument("--micro-batches", type=int, default=1)
-    p.add_argument("--schedule", default="1f1b", help="of layer_split: naive, gpipe, 1f1b or zb-h1")
-    p.add_argument("--stages", help="of layer_split: first layers of stages, as conv3,fc6 or 5,11")
-    p.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
     p.add_argument("--rank", type=int, action="append", metavar="R", help="show this rank only (repeatable)")
-    p.add_argument("--compare", action="store_true", help="one table over strategies and numbers of ranks")
-    p.set_defaults(local_batch_norm=False, image=None)
-
-
-def _build_model(args: argparse.Namespace, strategy: str = ""):
-    from . import nn
-
-    options: dict[str, object] = {"image": args.image, "classes": args.classes}
-    if args.model == "alexnet":
-        large = "2012" if strategy == "alexnet2012" else "owt" if args.image >= 200 else "thesis"
-        options |= {"variant": args.variant or large, "norm": args.norm, "width": args.width}
-    elif args.model == "lenet":
-        options["channels"] = 3
-    else:
-        raise InputError(f"--model {args.model}: expected alexnet or lenet, which take images")
-    return nn.build(args.model, **options)
+    p.add_argument(
+        "--compare",
+        action="store_true",
+        help="one table over numbers of ranks and strategies, with variants: data,data:factors,owt:b,owt:pairs",
+    )
+    p.set_defaults(options_of=p)
 
 
 def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
-    from .parallel import make_plan, make_strategy
-    from .train.options import BATCH, default_image, parallel_options
+    from .train.options import complete
+    from .train.planning import plan_of
 
     if not ranks.isdigit() or int(ranks) < 1:
         raise InputError(f"--ranks {ranks}: expected a number from 1 up (several only with --compare)")
     size = int(ranks)
-    if args.batch is not None and args.batch_per_rank is not None:
-        raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
-    for name in ("batch", "batch_per_rank"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
-    batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or BATCH
     if not 1 <= args.nodes <= size:
         raise InputError(f"--nodes {args.nodes}: expected 1 to {size}, the number of ranks")
-    nodes = tuple(rank * args.nodes // size for rank in range(size))
-    options = parallel_options(args, batch=batch, nodes=nodes)
-    if args.image is None:
-        args.image = default_image("2012" if strategy == "alexnet2012" else "")
-    shape = (args.image, args.image, 3)
-    try:
-        model = _build_model(args, strategy)
-        return make_plan(
-            model, shape, make_strategy(strategy, model, shape, size, options), batch, options, args.model
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return plan_of(complete(argparse.Namespace(**vars(args) | {"strategy": strategy})), size, args.nodes)
 
 
 _VARIANTS = {
@@ -214,28 +178,29 @@ def _variant(args: argparse.Namespace, name: str) -> tuple[argparse.Namespace, s
 
 def _plan(args: argparse.Namespace) -> int:
     if args.compare:
-        from .parallel.compare import compare_plans
+        from .report.plan_compare import compare_plans
 
         names, sizes = args.strategy.split(","), args.ranks.split(",")
         print(compare_plans({name: [_make_plan(*_variant(args, name), n) for n in sizes] for name in names}))
         return 0
     from .parallel.describe import plan_text
+    from .report.plan_compare import totals_line
 
     plan = _make_plan(args, args.strategy, args.ranks)
     for rank in args.rank or ():
         if not 0 <= rank < plan.size:
             raise InputError(f"--rank {rank}: the plan has ranks 0 to {plan.size - 1}")
-    print(plan_text(plan, args.rank))
+    print(plan_text(plan, args.rank) + "\n\n" + totals_line(plan))
     return 0
 
 
 def _summary(args: argparse.Namespace) -> int:
     from . import nn
+    from .train.options import speaking_of_flags
+    from .train.planning import planned_model
 
-    try:
-        print(nn.summary(_build_model(args), (args.image, args.image, 3), args.batch or 1))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with speaking_of_flags():
+        print(nn.summary(*planned_model(args), args.batch or 1))
     return 0
 
 

@@ -10,6 +10,8 @@ class InputError(ValueError):
     command can print it alone, without a traceback.
     """
 
+    argument: str | None = None  # of `about`
+
     @classmethod
     def about(cls, argument: str, value: object, expected: str) -> InputError:
         """``argument=value: expected ...``; a command that has an option for the argument names that instead."""

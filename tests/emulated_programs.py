@@ -121,7 +121,7 @@ def parallel():
 
     def train(comm, name, options, xp):
         strategy = make_strategy(name, model(), shape, comm.size, options)
-        executor = Executor(model(), shape, strategy, comm, BATCH, options, xp=xp)
+        executor = Executor(model(), shape, strategy, comm, BATCH, xp=xp)
         first, last = executor.plan.input_rows(comm.rank)
         losses = []
         for images, labels in batches(2, shape[0]):
@@ -141,6 +141,7 @@ def parallel():
         ("owt", Options(scheme="b", fc_update="each")),
         ("layer_split", Options(micro_batches=2, schedule="zb-h1")),
         ("tensor", Options()),
+        ("spatial", Options()),
     ):
         (ours, weights), (theirs, device_weights) = (
             threads.run(2, train, name, options, xp)[0] for xp in (np, cupy)

@@ -53,7 +53,7 @@ class Recorder:
         begin = self.now[rank]
         self.now[rank] += seconds
         flops = FLOPS.get(layer, 0) if state == "compute" else 0
-        labels = {"state": state, "layer": layer, "phase": phase, "chunk": None, "step": self.step}
+        labels = {"state": state, "layer": layer, "phase": phase, "micro_batch": None, "step": self.step}
         self.add(rank, {"kind": "span", **labels, "begin": begin, "end": self.now[rank], "flops": flops})
 
     def ring(self, op, layer, phase, elements, rounds, cause, *, hidden=False) -> list[float]:
@@ -66,7 +66,7 @@ class Recorder:
             "phase": phase,
             "layer": layer,
             "tensor": "",
-            "chunk": None,
+            "micro_batch": None,
             "cause": cause,
         }
         for index in range(1, rounds + 1):

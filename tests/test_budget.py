@@ -47,9 +47,7 @@ def executed(name, ranks, steps=2, **options):
     def main(comm):
         model = nn.alexnet(image=IMAGE, classes=10, width=0.25)
         shape = (IMAGE, IMAGE, 3)
-        training = Executor(
-            model, shape, make_strategy(name, model, shape, ranks, planned), comm, BATCH, planned
-        )
+        training = Executor(model, shape, make_strategy(name, model, shape, ranks, planned), comm, BATCH)
         start, stop = training.plan.input_rows(comm.rank)
         images, labels = np.zeros((stop - start, *shape), np.float32), np.arange(BATCH) % 10
         for _ in range(steps):
@@ -58,7 +56,7 @@ def executed(name, ranks, steps=2, **options):
             after = comm.ledger.totals()
         replica = training.replica
         flops = {
-            layer: sum(replica.flops(layer, 1, phase) for phase in ("forward", "backward"))
+            layer: sum(replica.flops(layer, 1, phase) for phase in ("forward", "both"))
             for layer in replica.layers
         }
         return after[0] - before[0], after[1] - before[1], training.plan.bytes_sent(comm.rank), flops

@@ -14,7 +14,7 @@ from minidnn.comm import threads
 from minidnn.optim import SGD
 from minidnn.parallel import Executor, Options, gather_state, make_strategy
 from minidnn.tensor import Tensor
-from minidnn.train.twin import Twin, chunk_rows
+from minidnn.train.twin import Twin, micro_batch_rows
 
 LR = {"conv": 0.05, "fc": 0.1}
 MOMENTUM, DECAY = 0.9, 1e-3
@@ -86,7 +86,7 @@ def emulate(model, batches, cut):
 def train(comm, model, strategy, batches, options):
     net, options = MODELS[model](), Options(dtype="float64", fc_update="each", **options)
     made = make_strategy(strategy, net, SHAPE, comm.size, options)
-    running = Executor(net, SHAPE, made, comm, batches[0], options, SEED, optimiser)
+    running = Executor(net, SHAPE, made, comm, batches[0], SEED, optimiser)
     results = [feed(running, step, batch) for step, batch in enumerate(batches)]
     return [r.loss for r in results], gather_state(running), replicas_equal(running)
 
@@ -148,7 +148,7 @@ def test_each_and_once_differ():
 @pytest.mark.parametrize("scheme", ["b", "c"])
 def test_the_twin_makes_the_same_steps(scheme, workers, grid_rows):
     """The twin of `--check` is a third writing of the same; all three must agree."""
-    cut, batches = chunk_rows(scheme, workers, grid_rows), (19, 19, 1)
+    cut, batches = micro_batch_rows(scheme, {"data": grid_rows, "model": workers}), (19, 19, 1)
     for batch in batches:
         mine = chunks(scheme, batch, workers, grid_rows)
         assert [rows.tolist() for rows in mine] == [rows.tolist() for rows in cut(batch)]

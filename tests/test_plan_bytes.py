@@ -121,15 +121,13 @@ def test_layer_split(workers):
     """Each border is crossed by its features of the whole batch, and by their gradients: no gradient sums."""
     model, options = nn.alexnet(variant="owt"), Options(micro_batches=4)
     shape, batch = (224, 224, 3), WORKER_BATCH * workers
-    plan = make_plan(
-        model, shape, make_strategy("layer_split", model, shape, workers, options), batch, options
-    )
+    plan = make_plan(model, shape, make_strategy("layer_split", model, shape, workers, options), batch)
     outputs = {name: out for name, _, _, out in model.shapes(shape)}
     before = dict(zip(model.names[1:], model.names[:-1], strict=True))
     crossing = 0
-    for boundary in plan.boundaries:
+    for stage in plan.stages[1:]:
         elements = 1
-        for n in outputs[before[boundary.layer]]:
+        for n in outputs[before[stage.layers[0].name]]:
             elements *= n
         crossing += 2 * batch * elements * ITEM
     messages = [m for rank in range(workers) for m in plan.messages(rank) if m.kind == "send"]

@@ -9,8 +9,8 @@ from test_parallel_equality import BASIC, VARIANTS, batch_for, model_for
 
 from minidnn import cli
 from minidnn.comm import threads
-from minidnn.parallel.compare import CAUSES, lower_bound, sent_by_cause
 from minidnn.parallel.memory import rank_memory
+from minidnn.report.plan_compare import CAUSES, lower_bound, sent_by_cause
 
 
 def command(capsys, *flags):
@@ -82,7 +82,7 @@ def test_comparison(capsys):
     for ranks, data, owt in ((2, "233.1", "26.9"), (4, "349.6", "66.6"), (8, "407.9", "138.9")):
         assert data in rows["data", str(ranks)] and owt in rows["owt", str(ranks)]
     assert {"16.5 (14)", "63.0 (14)", "56.0 (28)", "3.4 (7)"} <= set(rows["owt", "8"])
-    assert ("hybrid", "2 x 2") in rows and ("hybrid", "2 x 4") in rows
+    assert ("hybrid", "data=2,model=2") in rows and ("hybrid", "data=2,model=4") in rows
 
 
 def test_comparison_of_variants(capsys):
@@ -182,7 +182,7 @@ def test_memory_of_activations():
         )[0]
     kept = {name: rank_memory(plan, 0).activations for name, plan in plans.items()}
     assert kept["gpipe"] == 4 * kept["naive"] and kept["1f1b"] == 2 * kept["naive"]
-    outputs = [layer.out_shape for layer in plans["naive"].segments[0].layers]
+    outputs = [layer.out_shape for layer in plans["naive"].stages[0].layers]
     elements = 0
     for shape in outputs:
         size = 1

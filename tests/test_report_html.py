@@ -25,7 +25,7 @@ def pages(tmp_path_factory):
         trace = load(write_trace(folder / "t", p))
         model, options = nn.build("alexnet", image=56, classes=8, width=0.25), Options()
         strategy = make_strategy("owt", model, (56, 56, 3), p, options)
-        trace.run["plan_rows"] = describe(make_plan(model, (56, 56, 3), strategy, 16, options, "alexnet"))
+        trace.run["plan_rows"] = describe(make_plan(model, (56, 56, 3), strategy, 16, "alexnet"))
         trace.run["losses"] = [2.3 / (i + 1) for i in range(100)]
         epochs = ({"step": 50 * i, "accuracy": 0.4 * i, "validation_accuracy": None} for i in (1, 2))
         trace.run["history"] = list(epochs)

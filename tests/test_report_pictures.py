@@ -35,7 +35,7 @@ def plan_of(strategy, ranks, **options):
     model = nn.build("alexnet", image=56, classes=8, width=0.25)
     chosen = Options(**options)
     return make_plan(
-        model, (56, 56, 3), make_strategy(strategy, model, (56, 56, 3), ranks, chosen), 16, chosen, "alexnet"
+        model, (56, 56, 3), make_strategy(strategy, model, (56, 56, 3), ranks, chosen), 16, "alexnet"
     )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def test_the_graph_shows_layers_placements_and_communication_of_each_rank():
         "gradients of",
     ):
         assert words in text
-    assert text.count("all_gather for fc6") == 2  # one for each row of the grid
+    assert text.count("all_gather for fc6") == 2  # one for each place along data
     split = graph.dot(describe(plan_of("layer_split", 3)))
     assert "At(0) to At(1)" in split and "rank 2 sends" in split
 

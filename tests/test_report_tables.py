@@ -40,7 +40,7 @@ def real(tmp_path_factory):
         options = Options()
         strategy = make_strategy("owt", model, (56, 56, 3), 2, options)
         executor = Executor(
-            model, (56, 56, 3), strategy, comm, 8, options, 0,
+            model, (56, 56, 3), strategy, comm, 8, 0,
             lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01), np,
         )  # fmt: skip
         run = trace_files.prepare(comm, folder)

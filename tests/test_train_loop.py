@@ -47,6 +47,15 @@ PROGRAMS = {
     "tensor": (2, "--strategy tensor"),
     "two towers": (2, "--strategy alexnet2012 --variant 2012 --image 67"),
     "lenet": (2, "--strategy owt --model lenet"),
+    "spatial": (2, "--strategy spatial"),
+    "3d": (8, "--strategy 3d --micro-batches 2"),
+    "owt in stages": (4, "--strategy owt --mesh stage=2,model=2 --schedule gpipe --micro-batches 2"),
+    "owt b, the mesh the other way round": (
+        4,
+        "--strategy owt --mesh model=2,data=2 --scheme b --fc-update each",
+    ),
+    "data in stages": (4, "--mesh data=2,stage=2 --strategy data --norm batch"),
+    "splits": (2, "--split conv*:h=ranks;fc*:o=ranks"),
 }
 
 
@@ -176,6 +185,14 @@ def test_replicas_that_differ(capsys):
         run(3, "", spoilt(spoil))
     assert ended.value.code == 1
     assert "replicas: DIFFER" in capsys.readouterr().out
+
+
+def test_running_statistics_of_each_rank_are_no_replicas(capsys):
+    """What --local-batch-norm leaves to each rank differs, and is said to; the weights are equal all the same."""
+    out = printed(capsys, 2, "--norm batch --local-batch-norm")
+    assert "replicas: equal bit for bit, but for 4 running statistics, which --local-batch-norm leaves" in out
+    assert "replicas: equal bit for bit\n" in printed(capsys, 2, "--norm batch")
+    assert "replicas: equal bit for bit\n" in printed(capsys, 1, "--norm batch --local-batch-norm")
 
 
 @pytest.mark.parametrize("who", ["the twin", "a rank"])

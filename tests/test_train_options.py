@@ -3,15 +3,22 @@
 import pytest
 from parallel_cases import MODELS, SHAPE
 
+from minidnn.comm import threads
 from minidnn.errors import InputError
-from minidnn.parallel import Options
+from minidnn.parallel import Mesh, Options
 from minidnn.parallel.costs import estimated_costs, measured_costs
-from minidnn.train import parse, parser
-from minidnn.train.options import parallel_options, without_effect
+from minidnn.train import Session, parse, parser
+from minidnn.train.options import parallel_options
+from minidnn.train.planning import plan_of, planned_model, without_effect
 
 
 def parsed(*flags, strategy="data"):
     return parse(parser("", strategy), list(flags))
+
+
+def notes_of(*flags, strategy="data", ranks=2):
+    args = parsed(*flags, strategy=strategy)
+    return without_effect(args, *planned_model(args), ranks)
 
 
 def config(tmp_path, text):
@@ -62,6 +69,9 @@ def test_flags_reach_the_planner():
         fc_pairs=True,
         dp=2,
     )
+    flags = ("--mesh", "data=2,stage=2,model=2", "--split", "conv*: n=data; fc*: o=model")
+    options = parallel_options(parsed(*flags))
+    assert options.mesh == Mesh(data=2, stage=2, model=2) and options.split == "conv*: n=data; fc*: o=model"
 
 
 @pytest.mark.parametrize(
@@ -107,23 +117,65 @@ def test_stages_are_names_or_numbers():
 
 
 def test_options_that_have_no_effect_are_named():
-    args = parsed("--conv-lr-scale", "4", "--dp", "2", "--micro-batches", "2")
-    notes = without_effect(args)
-    assert [note.split()[1] for note in notes] == ["--conv-lr-scale", "--dp"]
-    assert "has no effect with --strategy data, only with owt, hybrid" in notes[0]
-    assert without_effect(parsed("--scheme", "b", "--fc-gradients", "factors", strategy="owt")) == []
-    assert len(without_effect(parsed("--micro-batches", "4", strategy="owt"))) == 1
+    notes = notes_of("--conv-lr-scale", "4", "--dp", "2", "--micro-batches", "2")
+    assert sorted(note.split()[1] for note in notes) == ["--conv-lr-scale", "--dp"]
+    assert any(
+        "--conv-lr-scale has no effect with --strategy data, only with owt, hybrid" in n for n in notes
+    )
+    assert any("--dp has no effect with --strategy data, only with hybrid, 3d" in n for n in notes)
+    assert notes_of("--scheme", "b", "--fc-update", "each", strategy="owt") == []
+    assert len(notes_of("--micro-batches", "4", strategy="owt")) == 1
+
+
+def test_whether_an_option_has_an_effect_follows_from_the_plan():
+    """On one rank nothing is summed; on a mesh with stages the schedule of any strategy counts."""
+    assert len(notes_of("--buckets", "1", ranks=1)) == 1 and notes_of("--buckets", "1") == []
+    assert notes_of("--fc-gradients", "factors") == [] and len(
+        notes_of("--fc-gradients", "factors", strategy="owt")
+    )
+    assert len(notes_of("--schedule", "gpipe", "--micro-batches", "2")) == 1
+    assert notes_of("--schedule", "gpipe", "--micro-batches", "2", "--mesh", "data=1,stage=2") == []
+    assert (
+        len(notes_of("--local-batch-norm")) == 1 and notes_of("--local-batch-norm", "--norm", "batch") == []
+    )
+    split = "--split", "conv*: n=ranks; fc*: o=ranks"
+    assert notes_of("--scheme", "b", *split) == ["note: --scheme has no effect with --split on 2 ranks"]
 
 
 def test_the_variant_is_the_one_that_the_strategy_is_for():
     assert parsed().variant == "thesis" and parsed(strategy="alexnet2012").variant == "2012"
     assert parsed("--variant", "owt", strategy="alexnet2012").variant == "owt"
+    assert parsed("--image", "227").variant == "owt" and parsed("--image", "199").variant == "thesis"
 
 
 @pytest.mark.parametrize("flags", ["--all-reduce rings", "--scheme d", "--fc-update never", "--dtype half"])
 def test_choices_list_what_is_known(flags):
     with pytest.raises(InputError, match=f"{flags}: expected one of "):
         parallel_options(parsed(*flags.split()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--image 227 --width 0.05 --strategy owt",
+        "--image 70 --width 0.05 --classes 3 --strategy alexnet2012",
+        "--width 0.05 --norm batch --batch-per-rank 4 --mesh data=2,stage=2 --micro-batches 2 --strategy layer_split",
+        "--model lenet --image 28 --classes 3 --split conv*:n=ranks;fc*:o=ranks --sharded-momentum --buckets 1",
+        "--width 0.05 --strategy spatial --dtype float64 --all-reduce tree",
+    ],
+)
+def test_planning_and_training_with_the_same_flags_are_the_same_step(flags):
+    """Model, classes, image, batch and every message: what `minidnn plan` prints is what a run of it prints."""
+    ranks = 4 if "stage" in flags else 2
+    args = parsed(*flags.split(), "--images", "32", "--validation", "0", strategy=None)
+
+    def main(comm):
+        return Session(comm, args).executor.plan
+
+    trained, planned = threads.run(ranks, main)[0], plan_of(args, ranks, 1)
+    assert str(trained) == str(planned)
+    for rank in range(ranks):
+        assert trained.messages(rank) == planned.messages(rank)
 
 
 # -- TOML --------------------------------------------------------------------------------------------------
@@ -148,6 +200,8 @@ def test_a_file_gives_defaults_and_flags_override_it(tmp_path):
     assert lr == 1.0 and isinstance(lr, float)
     assert parsed("--config", path, strategy=None).strategy == "owt"
     assert parsed("--config", config(tmp_path, 'stages = [5, "fc6"]')).stages == "5,fc6"
+    args = parsed("--config", config(tmp_path, 'mesh = "data=2,model=2"\nsplit = "*: n=data"'), strategy=None)
+    assert parallel_options(args).mesh == Mesh(data=2, model=2) and args.split == "*: n=data"
 
 
 @pytest.mark.parametrize(

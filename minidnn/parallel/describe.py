@@ -74,7 +74,7 @@ def _samples(plan: Planned, rank: int) -> str:
 
 def _layer_row(plan: Planned, layer: LayerPlan, stage: Stage, rank: int, held: Counter) -> list:
     weights = ""
-    if held[layer.name]:
+    if layer.name in held:
         weights = layout_text(next(iter(layer.derived.variables.values())).layout, plan.mesh)
 
     def local(layout, shape) -> str:
@@ -85,7 +85,7 @@ def _layer_row(plan: Planned, layer: LayerPlan, stage: Stage, rank: int, held: C
         layout_text(layer.layout, plan.mesh)
         + (f", sums over {', '.join(layer.derived.statistics)}" if layer.norms else ""),
         weights,
-        f"{held[layer.name]:,}" if held[layer.name] else "",
+        f"{held[layer.name]:,}" if layer.name in held else "",
         local(layer.derived.inputs[0], layer.shapes[0]),
         local(layer.layout, layer.out_shape) if layer.layer is not None else "",
     ]

@@ -19,7 +19,7 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
 
     The first layer is looked for whose weights are wrong, and the first whose output is, in a forward pass without
     dropout. The earlier one is to blame: wrong weights further on may come from it, where layers have been
-    updated since (One Weird Trick with an update after every chunk).
+    updated since (One Weird Trick with an update after every micro-batch).
     """
     names = [layer.name for layer in executor.plan.layers]
     held, variables = executor.plan.held[executor.rank], executor.replica.variables

@@ -143,12 +143,8 @@ class Blocks(NamedTuple):
 
     def held(self, layout: Layout, coordinates: Sequence[int]) -> tuple[int, ...]:
         """The numbers of the blocks that a rank holds of a value so laid out."""
-        held = [0]
-        for name, size in zip(self.axes, self.sizes, strict=True):
-            i = self.mesh.names.index(name)
-            own = (coordinates[i],) if layout[i] == Shard(0) else range(size)
-            held = [k * size + j for k in held for j in own]
-        return tuple(held)
+        places = [self.mesh.names.index(name) for name in self.axes]
+        return _held(self.sizes, tuple(coordinates[i] if layout[i] == Shard(0) else None for i in places))
 
     def region(self, layout: Layout, shape: Sequence[int], rank: int) -> Region | None:
         """What a rank holds of a value whose samples have `shape`; None where it holds nothing."""
@@ -164,6 +160,16 @@ class Blocks(NamedTuple):
                 for a, b in (bounds(stop - start, size, i) for i in range(size))
             ]
         return tuple(rows)
+
+
+@lru_cache(maxsize=65536)
+def _held(sizes: tuple[int, ...], places: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The numbers of the blocks at given places along each axis; None: at all of them."""
+    held = [0]
+    for size, place in zip(sizes, places, strict=True):
+        own = range(size) if place is None else (place,)
+        held = [k * size + j for k in held for j in own]
+    return tuple(held)
 
 
 @lru_cache(maxsize=65536)
@@ -201,22 +207,25 @@ def pieces(source: Region, target: Region, micro_batch: MicroBatch) -> list[Regi
     box = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(source.box, target.box, strict=True))
     if any(start >= stop for start, stop in box):
         return []
+    return [Region(run, box) for run in _runs(source.blocks, target.blocks, micro_batch)]
+
+
+@lru_cache(maxsize=4096)
+def _runs(
+    source: tuple[int, ...], target: tuple[int, ...], micro_batch: MicroBatch
+) -> tuple[tuple[int, ...], ...]:
+    """The blocks that two regions share, cut where they do not lie one after the other in both; without empty ones."""
+    there = {k: i for i, k in enumerate(k for k in source if micro_batch.rows[k])}
     runs: list[list[int]] = []
-    for k in target.blocks:
-        if k not in source.blocks or not micro_batch.rows[k]:
-            continue
-        last = runs[-1][-1] if runs else None
-        if last is not None and all(_follows(r.blocks, last, k, micro_batch) for r in (source, target)):
-            runs[-1].append(k)
-        else:
-            runs.append([k])
-    return [Region(tuple(run), box) for run in runs]
-
-
-def _follows(blocks: tuple[int, ...], last: int, k: int, micro_batch: MicroBatch) -> bool:
-    """Whether block k comes right after `last` among `blocks`, but for empty ones."""
-    between = blocks[blocks.index(last) + 1 : blocks.index(k)]
-    return blocks.index(k) > blocks.index(last) and not any(micro_batch.rows[j] for j in between)
+    last = None
+    for i, k in enumerate(k for k in target if micro_batch.rows[k]):
+        if k in there:
+            if last == (i - 1, there[k] - 1):
+                runs[-1].append(k)
+            else:
+                runs.append([k])
+            last = i, there[k]
+    return tuple(map(tuple, runs))
 
 
 def elements(region: Region, micro_batch: MicroBatch) -> int:

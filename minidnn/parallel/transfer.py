@@ -32,7 +32,6 @@ from .placement import (
     Layout,
     MicroBatch,
     Partial,
-    Placement,
     Region,
     Replicate,
     Shard,
@@ -368,23 +367,16 @@ def _in_order(parts: Sequence[Region], whole: Region, axis: int) -> bool:
 def _pieces(pairs, blocks: Blocks, axes, ranks, sources, targets, micro_batch: MicroBatch) -> Iterator[Piece]:
     """All that is given, in order of the givers."""
     places = [[blocks.mesh.coordinate(r, axis) for axis in axes] for r in ranks]
+    # what is the same everywhere, and terms of a sum, each member takes from itself
+    own = [n for n, (a, b) in enumerate(pairs) if a == Replicate() or b == Partial()]
+    first = [n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()]  # of equal copies, as a term
+    near: dict[tuple[int, ...], list[int]] = {}
+    for j, place in enumerate(places):
+        near.setdefault(tuple(place[n] for n in own), []).append(j)
     for i, held in enumerate(sources):
-        for j, wanted in enumerate(targets):
-            if held is not None and wanted is not None and _gives(pairs, places[i], places[j]):
-                for region in pieces(held, wanted, micro_batch):
+        if held is None or any(places[i][n] for n in first):
+            continue
+        for j in near[tuple(places[i][n] for n in own)]:
+            if targets[j] is not None:
+                for region in pieces(held, targets[j], micro_batch):
                     yield Piece(i, j, region)
-
-
-def _gives(
-    pairs: Sequence[tuple[Placement, Placement]], source: Sequence[int], target: Sequence[int]
-) -> bool:
-    """Whether the member at `source` gives what it holds to the one at `target`: of equal copies, the nearest does."""
-    for (a, b), i, j in zip(pairs, source, target, strict=True):
-        if (
-            b == Partial()
-        ):  # a term of the sum: what the member itself has; of equal copies the first one's counts
-            if i != j or (a == Replicate() and i > 0):
-                return False
-        elif a == Replicate() and i != j:
-            return False
-    return True

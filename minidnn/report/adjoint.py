@@ -1,25 +1,16 @@
 """Which messages of the backward pass return the gradient of which messages of the forward pass.
 
 Every communication layer moves data forward and moves its gradient back by the adjoint collective. The two
-belong to the same layer, chunk and ranks; of several, the last one forward is the first one backward.
+belong to the same layer, micro-batch and ranks; of several, the last one forward is the first one backward.
 """
 
 from collections import defaultdict
 
+from minidnn.comm.algorithms import OPERATIONS
 from minidnn.report.bandwidth import Collective, collectives
 from minidnn.report.records import Trace
 
-ADJOINT = {
-    "send": "send",
-    "broadcast": "reduce",
-    "reduce": "broadcast",
-    "scatter": "gather",
-    "gather": "scatter",
-    "all_gather": "reduce_scatter",
-    "reduce_scatter": "all_gather",
-    "all_to_all": "all_to_all",
-    "all_reduce": "all_reduce",
-}
+ADJOINT = {op: held.adjoint for op, held in OPERATIONS.items()}
 
 
 def adjoint_collectives(trace: Trace, step: int) -> list[tuple[Collective, Collective]]:
@@ -35,7 +26,7 @@ def adjoint_collectives(trace: Trace, step: int) -> list[tuple[Collective, Colle
         if m.phase == "forward":
             waiting[m.layer, m.micro_batch, ranks, op].append(c)
         elif m.phase == "backward":
-            partners = waiting.get((m.layer, m.micro_batch, ranks, ADJOINT.get(op)))
+            partners = waiting.get((m.layer, m.micro_batch, ranks, ADJOINT.get(op, op)))
             if partners:
                 pairs.append((partners.pop(), c))
     return pairs

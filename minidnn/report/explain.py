@@ -46,7 +46,7 @@ class _Story:
         self.frame = trace.steps[step][rank]
         self.own = [m for m in trace.messages_of(step) if rank in (m.source, m.dest)]
         self.busy = working(trace, step, rank)
-        self.chunked = len({m.micro_batch for m in self.own if m.micro_batch is not None}) > 1
+        self.numbered = len({m.micro_batch for m in self.own if m.micro_batch is not None}) > 1
         pairs = adjoint_collectives(trace, step)
         self.partner = {id(a.first): b for a, b in pairs} | {id(b.first): a for a, b in pairs}
 
@@ -74,11 +74,11 @@ class _Story:
     def told(self, c: Collective) -> str:
         """One collective: what, why, each round, how much of it was hidden, what comes back."""
         m = c.first
-        chunk = f", micro-batch {m.micro_batch}" if self.chunked and m.micro_batch is not None else ""
+        number = f", micro-batch {m.micro_batch}" if self.numbered and m.micro_batch is not None else ""
         members = ", ".join(map(str, m.group))
         group = f" over ranks {members}" if len(m.group) > 1 and m.op != "send" else ""
         how = f" ({m.algorithm})" if m.algorithm else ""
-        lines = [f"{m.phase}, {m.layer}{chunk}: {m.op or 'send'}{how} of {m.content}{group}"]
+        lines = [f"{m.phase}, {m.layer}{number}: {m.op or 'send'}{how} of {m.content}{group}"]
         lines.append(f"why: {m.reason}")
         lines += self.rounds(c.messages)
         flight = flights(list(c.messages), self.rank)

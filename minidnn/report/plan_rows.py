@@ -12,27 +12,23 @@ sync      the sum of the gradients of a bucket        bytes sent
 ========  ==========================================  ================================================
 """
 
+from minidnn.parallel.placement import layout_text
 from minidnn.text import size
 
 
 def describe(plan) -> dict:
-    """Rows and headings of a plan (`minidnn.parallel.plan.Plan`), ready for JSON."""
+    """Rows and headings of a plan (`minidnn.parallel.Plan`), ready for JSON."""
     ranks = range(plan.size)
     held = [_held(plan, rank) for rank in ranks]
     rows = []
-    for segment in plan.segments:
-        for position, layer in enumerate(segment.layers):
-            exchanges = [e for e in layer.exchanges if e is not None and not e.is_identity]
-            if position == 0 and segment.index:
-                exchanges = [*plan.boundaries[segment.index - 1].exchanges, *exchanges]
-            rows += [_exchange(plan, e, layer.name, segment.index) for e in exchanges]
-            owner = getattr(layer.placement, "rank", None)
-            owned = [owner in (None, rank % plan.grid.mp) for rank in ranks]
-            rows.append({
-                "kind": "layer", "name": layer.name, "placement": str(layer.placement),
-                "shape": "x".join(map(str, layer.out_shape)) if layer.layer is not None else "",
-                "cells": [held[r].get(layer.name, 0) if owned[r] else None for r in ranks], "groups": [],
-            })  # fmt: skip
+    for layer in plan.layers:
+        entries = [e for e in plan.stages[layer.stage].entries if e.layer == layer.name]
+        rows += [_exchange(plan, e) for e in (*entries, *layer.exchanges) if e is not None]
+        rows.append({
+            "kind": "layer", "name": layer.name, "placement": layout_text(layer.layout, plan.mesh),
+            "shape": "x".join(map(str, layer.out_shape)) if layer.layer is not None else "",
+            "cells": [held[r].get(layer.name, 0) if plan.runs(r, layer) else None for r in ranks], "groups": [],
+        })  # fmt: skip
     rows += _syncs(plan)
     facts = {"model": plan.model, "strategy": plan.strategy, "size": plan.size, "batch": plan.batch}
     return {**facts, "rows": [row for row in rows if any(cell is not None for cell in row["cells"])]}
@@ -40,31 +36,31 @@ def describe(plan) -> dict:
 
 def _held(plan, rank: int) -> dict[str, int]:
     held: dict[str, int] = {}
-    for parameter in plan.parameters[rank]:
-        layer = parameter.name.rpartition(".")[0]
-        held[layer] = held.get(layer, 0) + parameter.size
+    for p in plan.held[rank]:
+        held[p.layer] = held.get(p.layer, 0) + (0 if p.buffer else p.size)
     return held
 
 
-def _exchange(plan, exchange, layer: str, segment: int) -> dict:
+def _exchange(plan, exchange) -> dict:
     """A communication layer, with the bytes that each rank sends in both directions."""
-    cells, names = [], ["", ""]
+    cells, names, groups = [], [{}, {}], set()
+    directions = ("forward", "backward") if exchange.differentiable else ("forward",)
     for rank in range(plan.size):
         sent, part = [0, 0], False
-        for chunk in plan.chunks_of(rank)[segment]:
-            for i, transfer in enumerate((exchange.forward(chunk), exchange.backward(chunk))):
-                if transfer is None:
-                    continue
-                names[i] = transfer.op
-                for moves in transfer.rounds(rank % plan.grid.mp):
-                    part = part or bool(moves)
-                    sent[i] += plan.dtype.itemsize * sum(m.elements for m in moves if m.kind == "send")
+        for number in range(len(plan.stages[exchange.stage].micro_batches)):
+            for i, direction in enumerate(directions):
+                for transfer in plan.transfers(exchange, direction, number, rank):
+                    names[i][transfer.op] = None
+                    for moves in transfer.rounds(transfer.ranks.index(rank), [plan.nodes[r] for r in transfer.ranks]):
+                        part = part or bool(moves)
+                        sent[i] += plan.dtype.itemsize * sum(m.elements for m in moves if m.kind == "send")
+                    groups |= {transfer.ranks} if part else set()
         cells.append(sent if part else None)
-    groups = {plan.group("row", rank) for rank in range(plan.size) if cells[rank] is not None}
     taking_part = [[rank for rank in group if cells[rank] is not None] for group in sorted(groups)]
     return {
-        "kind": "exchange", "name": names[0], "adjoint": names[1], "layer": layer, "groups": taking_part,
-        "from": str(exchange.src), "to": str(exchange.dst), "cells": cells,
+        "kind": "exchange", "name": " and ".join(names[0]), "adjoint": " and ".join(names[1]),
+        "layer": exchange.layer, "groups": taking_part, "from": layout_text(exchange.source, plan.mesh),
+        "to": layout_text(exchange.target, plan.mesh), "cells": cells,
     }  # fmt: skip
 
 
@@ -85,7 +81,7 @@ def _syncs(plan) -> list[dict]:
             blank = {"kind": "sync", "name": name, "layer": bucket.layer, "groups": []}
             row = buckets.setdefault(bucket.layer, {**blank, "cells": [None] * plan.size})
             row["cells"][rank] = sent[rank].get(bucket.layer)
-            group = list(plan.group(bucket.group, rank))
+            group = list(plan.mesh.group(rank, bucket.axes))
             if row["cells"][rank] and group not in row["groups"]:
                 row["groups"].append(group)
     return list(buckets.values())

@@ -192,18 +192,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="cores to use (default: as many as BLAS)")
 
 
-def run(args: argparse.Namespace, model: Sequential) -> int:
-    """Time the layers of `model` for ``args.image``, ``args.batch`` and ``args.classes``; print the table."""
+def run(args: argparse.Namespace, model: Sequential, shape: tuple[int, ...]) -> int:
+    """Time the layers of `model` on ``args.batch`` images of a shape; print the table."""
     if args.steps < 1 or (args.threads is not None and args.threads < 1):
         raise InputError("--steps and --threads must be at least 1")
     if args.threads:
         workers.set_threads(args.threads)
-    shape, batch = (args.image, args.image, 3), args.batch
+    batch = args.batch
+    classes = model.output_shape(shape)[-1]
     model.init(0)
-    rows = profile_model(model, shape, batch, args.classes, args.steps)
+    rows = profile_model(model, shape, batch, classes, args.steps)
     kind = "fast" if kernels.fast_in_use() else "plain"
     title = (
-        f"{args.model}, {args.image} px, batch {batch}, float32; {workers.threads()} threads, {kind} kernels; "
+        f"{args.model}, {shape[0]} px, batch {batch}, float32; {workers.threads()} threads, {kind} kernels; "
         f"NumPy {np.__version__}, {platform.processor() or platform.machine()}\n"
     )
     print(profile_text(rows, peak_gflops(), title))

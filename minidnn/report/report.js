@@ -70,10 +70,10 @@ function list(pairs) {
 
 function showDetails(kind, record, adjoints) {
   if (kind === "piece") {
-    const [begin, end, lane, state, layer, phase, chunk, flops] = record;
+    const [begin, end, lane, state, layer, phase, microBatch, flops] = record;
     const what = state === "compute" ? "computing" : data.kinds[state] || state;
     byId("details").innerHTML = list([["what", what], ["rank", data.ranks[lane]], ["layer", layer], ["phase", phase],
-      ["micro-batch", chunk], ["begin", span(begin)], ["end", span(end)], ["duration", span(end - begin)],
+      ["micro-batch", microBatch], ["begin", span(begin)], ["end", span(end)], ["duration", span(end - begin)],
       ["GFLOP/s", flops ? (flops / (end - begin) / 1e6).toFixed(2) : null]]);
     return;
   }

@@ -196,10 +196,10 @@ class Timeline {
         `${m.algorithm ? escape(m.algorithm) + ", " : ""}round ${m.index} of ${m.count}; sent ${span(m.sent)}, arrived ${span(m.done)}` +
         (m.reason ? `<br>why: ${escape(m.reason)}` : "");
     }
-    const [begin, end, lane, kind, layer, phase, chunk, flops] = this.step.pieces[item.dataIndex];
+    const [begin, end, lane, kind, layer, phase, microBatch, flops] = this.step.pieces[item.dataIndex];
     const what = kind === "compute" ? `${layer} ${phase}`.trim() : this.data.kinds[kind] || kind;
     const rate = flops ? `<br>${(flops / 1e6).toFixed(1)} MFLOP, ${(flops / (end - begin) / 1e6).toFixed(2)} GFLOP/s` : "";
     return `<b>${escape(what)}</b>, rank ${this.data.ranks[lane]}<br>${span(end - begin)}, from ${span(begin)}` +
-      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (chunk === null ? "" : `<br>micro-batch ${chunk}`) + rate;
+      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (microBatch === null ? "" : `<br>micro-batch ${microBatch}`) + rate;
   }
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..comm.communicator import Communicator
 from ..comm.ledger import Ledger
-from ..parallel.plan import Plan
+from ..parallel import Plan
 from ..text import size, table
 
 STATES = {

@@ -4,7 +4,8 @@ Every rank has a `Reference` of its own and lets it make each step before the ra
 is compared in the moment in which it is sent, and no message is added.  The price is a step on the whole batch
 for each rank, with all its values kept, and the time of comparing, which the trace shows as "other".
 
-A partial sum, as in the first half of a ring all_reduce, has no counterpart: one process never forms it.
+A partial sum, as in the first half of a ring all_reduce or of the gradient of a halo, has no counterpart: one
+process never forms it.
 Neither have the statistics of a batch norm, the metrics, and what the MPI library sends out of sight.
 """
 
@@ -22,8 +23,7 @@ from ..comm.communicator import Communicator
 from ..comm.engine import Note
 from ..comm.ledger import Labels
 from ..parallel import Executor
-from ..parallel.move import layout
-from ..parallel.plan import Bucket, Exchange
+from ..parallel.planned import Bucket, Exchange
 from ..report.provenance import provenance
 from .reference import Reference
 
@@ -36,7 +36,7 @@ class Expected(NamedTuple):
 
     flat: np.ndarray
     counts: Any
-    root: int
+    root: int = 0
 
 
 class Comparison:
@@ -53,7 +53,7 @@ class Comparison:
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Let the reference make the next step; returns its loss."""
-        self.expected: dict[tuple[Labels, int], Expected | None] = {}
+        self.expected: dict[tuple, tuple[Labels, Expected | None]] = {}
         self.turns: Counter = Counter()
         return self.reference.step(images, labels)
 
@@ -65,10 +65,10 @@ class Comparison:
         One that is not finite is the largest float: JSON knows no infinity.
         """
         before = comm.ledger.restore(comm.ledger.place("other", note.labels))
-        key = note.labels, tag
+        key = id(note.labels), tag, note.op  # every collective that is started has labels of its own
         if key not in self.expected:
-            self.expected[key] = self._expect(comm, note.labels)
-        expected, largest = self.expected[key], None
+            self.expected[key] = note.labels, self._expect(comm, note)
+        (_, expected), largest = self.expected[key], None
         if expected is not None and self._complete(comm, note, expected, span):
             largest = float(np.abs(to_host(block) - expected.flat[slice(*span)]).max())
             largest = largest if np.isfinite(largest) else sys.float_info.max
@@ -82,60 +82,54 @@ class Comparison:
         what = note.op, note.algorithm, comm.size, expected.counts, expected.root
         return _history(*what, nodes=comm.nodes).complete(comm.rank, note.index, *span)
 
-    def _expect(self, comm: Communicator, labels: Labels) -> Expected | None:
-        plan, layer, value = self.reference.plan, labels.layer, labels.tensor
+    def _expect(self, comm: Communicator, note: Note) -> Expected | None:
+        plan, labels, value = self.reference.plan, note.labels, note.labels.tensor
         if labels.phase in ("gradient sync", "update"):
             return self._bucket(comm, labels, next(b for b in plan.buckets[self.rank] if b.tensor == value))
-        for segment in plan.segments:
-            for x in segment.layers:
-                if x.name == layer and value in x.inputs:
-                    i = x.inputs.index(value)
-                    if x.exchanges[i] is not None:
-                        gradient = self.reference.uses.get((layer, i))
-                        return self._transfer(comm, labels, x.exchanges[i], segment.index, gradient)
-        for boundary in plan.boundaries:
-            if boundary.layer == layer and value in boundary.values:
-                exchange, after = boundary.exchanges[boundary.values.index(value)], boundary.index + 1
-                return self._transfer(comm, labels, exchange, after, self.reference.gradient(value, after))
-        return None
+        layer = plan.by_name.get(labels.layer)
+        if layer is None or not value:
+            return None
+        entries = [e for e in plan.stages[layer.stage].entries if (e.layer, e.value) == (layer.name, value)]
+        within = [(e, self.reference.uses.get((layer.name, i))) for i, e in enumerate(layer.exchanges) if e]
+        moves = [(e, self.reference.gradient(value, e.stage)) for e in entries] + within
+        exchange, gradient = next((e, g) for e, g in moves if e.value == value)
+        return self._transfer(comm, note, exchange, gradient)
 
     def _bucket(self, comm: Communicator, labels: Labels, bucket: Bucket) -> Expected | None:
         if bucket.matrix and labels.phase == "gradient sync":
             return self._factors(bucket)
-        turn = self.turns[labels.phase, bucket]  # in one step, where each chunk is an update of its own
+        turn = self.turns[labels.phase, bucket]  # in one step, where each micro-batch is an update of its own
         self.turns[labels.phase, bucket] += 1
-        parameters, weights = self.executor.replica.parameters, self.reference.weights
+        variables, weights = self.executor.replica.variables, self.reference.weights
         which = 0 if labels.phase == "gradient sync" else 1
-        parts = [weights[name][turn][which][parameters[name].slices].reshape(-1) for name in bucket.names]
+        parts = [weights[name][turn][which][variables[name].slices].reshape(-1) for name in bucket.names]
         counts = bucket.shard_counts(comm.size) if bucket.sharded else bucket.elements
-        return Expected(np.concatenate(parts), counts, 0)
+        return Expected(np.concatenate(parts), counts)
 
     def _factors(self, bucket: Bucket) -> Expected | None:
         """x and gy of a linear layer, row by row, for all members of the group."""
         plan, reference = self.reference.plan, self.reference
-        segment, layer = next((s, x) for s in plan.segments for x in s.layers if x.name == bucket.layer)
+        layer = plan.by_name[bucket.layer]
         x, gy = reference.values[layer.inputs[0]], reference.gradient(layer.name)
         if gy is None:
             return None
-        inputs, outputs = self.executor.replica.parameters[bucket.names[0]].slices
+        inputs, outputs = self.executor.replica.variables[bucket.names[0]].slices
         blocks = []
-        for rank in plan.group(bucket.group, self.rank):
-            chunks = plan.chunks_of(rank)[segment.index]
-            held = np.concatenate([c.held(layer.placement, rank % plan.grid.mp) for c in chunks])
-            rows = plan.samples(rank)[0] + held
+        for rank in plan.mesh.group(self.rank, bucket.axes):
+            batches = plan.stages[layer.stage].micro_batches
+            rows = np.concatenate([plan.samples(layer.derived.inputs[0], rank, b) for b in batches])
             pair = [a[rows].reshape(-1, a.shape[-1])[:, part] for a, part in ((x, inputs), (gy, outputs))]
             blocks.append(np.concatenate(pair, axis=1).reshape(-1))
-        return Expected(np.concatenate(blocks), bucket.factor_counts, 0)
+        return Expected(np.concatenate(blocks), bucket.factor_counts)
 
-    def _transfer(
-        self, comm: Communicator, labels: Labels, exchange: Exchange, segment: int, gradient: Any
-    ) -> Expected | None:
-        """Of the value that the labels name, or of its gradient."""
-        plan, forward = self.reference.plan, labels.phase == "forward"
-        whole = self.reference.values[labels.tensor] if forward else gradient
-        if whole is None:
+    def _transfer(self, comm: Communicator, note: Note, exchange: Exchange, gradient: Any) -> Expected | None:
+        """Of the value that the labels name, or of its gradient; None of the terms of a sum that is made on arrival."""
+        plan, labels = self.reference.plan, note.labels
+        whole = self.reference.values[labels.tensor] if labels.phase == "forward" else gradient
+        moves = plan.transfers(exchange, labels.phase, labels.micro_batch, self.rank)
+        transfer = next(t for t in moves if t.op == note.op)
+        if whole is None or transfer.adds:
             return None
-        chunk = plan.chunks_of(self.rank)[segment][labels.chunk]
-        transfer = exchange.forward(chunk) if forward else exchange.backward(chunk)
-        rows = plan.samples(self.rank)[0] + chunk.rows
-        return Expected(layout(whole[rows], transfer, comm.rank), transfer.counts(), transfer.root)
+        flat = transfer.expected(whole[transfer.micro_batch.samples()], comm.rank)
+        known = transfer.operation
+        return Expected(flat, known.elements(), known.root) if known else Expected(flat, flat.size)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
 from ..errors import InputError
 from ..nn.models import MODELS
+from ..parallel.mesh import Mesh
 from ..parallel.schedule import PIPELINES
 from ..parallel.strategies import STRATEGIES
 from ..parallel.strategy import Options
@@ -20,6 +22,7 @@ CHECK_STEPS = 3
 # AlexNet's own (2012, sec. 5), as momentum and weight decay are. The thesis has 16 samples, without momentum; but with
 # few samples a step is the reading and updating of the fully connected weights, however the work is split.
 BATCH, EPOCHS, RATE = Options.batch, 10, 0.01
+LARGE = 200  # pixels from which images are as those of the published networks
 
 # What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
 _RANGES = (
@@ -29,23 +32,14 @@ _RANGES = (
         lambda value: value >= 1,
     ),
     (
-        ("validation", "seed", "lr", "conv_lr_scale", "weight_decay", "decay", "buckets"),
+        ("validation", "seed", "lr", "conv_lr_scale", "weight_decay", "decay"),
         "a number from 0 up",
         lambda value: 0 <= value < inf,
     ),
-    (("width",), "a number above 0", lambda value: 0 < value < inf),
     (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
 )
-# Options that only some strategies read.
-_USED_BY = {
-    **dict.fromkeys(("scheme", "fc_update", "fc_pairs", "conv_lr_scale"), ("owt", "hybrid")),
-    **dict.fromkeys(("schedule", "stages", "balance"), ("layer_split",)),
-    **dict.fromkeys(
-        ("buckets", "sharded_momentum", "fc_gradients"), ("data", "owt", "hybrid", "alexnet2012")
-    ),
-    "dp": ("hybrid", "alexnet2012"),
-    "micro_batches": ("sequential", "data", "layer_split", "tensor", "alexnet2012"),
-}
+# What an argument of the library is called on the command line, where not like itself.
+_FLAGS = {"bucket_mib": "buckets"}
 # What a value in a TOML file must be for an option of a type.
 _TOML = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text")}
 
@@ -63,20 +57,24 @@ def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags override it")
-    _model_options(p.add_argument_group("model and data"))
-    _training_options(p.add_argument_group("training"))
-    _parallel_options(p.add_argument_group("parallelism"), strategy)
+    add_step_options(p, strategy)
     _output_options(p.add_argument_group("output"))
     return p
 
 
-def _model_options(g) -> None:
+def add_step_options(p: argparse.ArgumentParser, strategy: str | None) -> None:
+    """All that a training step depends on, so that what plans it takes the same."""
+    p.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags override it")
+    add_model_options(p.add_argument_group("model and data"))
+    _training_options(p.add_argument_group("training"))
+    _parallel_options(p.add_argument_group("parallelism"), strategy)
+
+
+def add_model_options(g) -> None:
+    """Those that say which model it is."""
     g.add_argument("--model", default="alexnet", help=f"one of {', '.join(MODELS)}")
-    g.add_argument(
-        "--variant", help="of alexnet: thesis, 2012 or owt; default thesis, 2012 with --strategy alexnet2012"
-    )
-    g.add_argument("--norm", default="lrn", help="of alexnet: lrn or batch")
+    g.add_argument("--variant", help="of alexnet: thesis, 2012 or owt; default by --strategy and --image")
+    g.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
     g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
     g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
     g.add_argument(
@@ -110,6 +108,10 @@ def _training_options(g) -> None:
 
 def _parallel_options(g, strategy: str | None) -> None:
     g.add_argument("--strategy", default=strategy, help=f"one of {', '.join(STRATEGIES)}")
+    g.add_argument("--mesh", metavar="AXES", help="ranks along named axes, as data=2,stage=2,model=2")
+    g.add_argument(
+        "--split", metavar="RULES", help='in place of a strategy: "conv*: n=data,model; fc*: n=data o=model"'
+    )
     g.add_argument(
         "--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto"
     )
@@ -121,7 +123,7 @@ def _parallel_options(g, strategy: str | None) -> None:
     )
     g.add_argument("--local-batch-norm", action="store_true", help="do not synchronise batch norm over ranks")
     g.add_argument("--scheme", default="a", help="of owt: a, b or c")
-    g.add_argument("--fc-update", default="once", help="of owt: once, or each chunk")
+    g.add_argument("--fc-update", default="once", help="of owt: once, or each micro-batch")
     g.add_argument(
         "--fc-gradients",
         default="sum",
@@ -131,10 +133,10 @@ def _parallel_options(g, strategy: str | None) -> None:
         "--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers"
     )
     g.add_argument("--micro-batches", type=int, default=1, metavar="M")
-    g.add_argument("--schedule", default="1f1b", help=f"of layer_split: {', '.join(PIPELINES)}")
-    g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as conv3,fc6 or 5,11")
-    g.add_argument("--balance", default="estimated", help="of layer_split: estimated or measured layer costs")
-    g.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
+    g.add_argument("--schedule", default="1f1b", help=f"of a pipeline: {', '.join(PIPELINES)}")
+    g.add_argument("--stages", help="of a pipeline: first layers of stages 1, 2, ..., as conv3,fc6 or 5,11")
+    g.add_argument("--balance", default="estimated", help="of a pipeline: estimated or measured layer costs")
+    g.add_argument("--dp", type=int, help="of hybrid, 3d and alexnet2012: ranks along data")
     g.add_argument("--debug-comm", action="store_true", help="compare a header before every collective")
 
 
@@ -164,25 +166,35 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
     """
     first, _ = p.parse_known_args(argv)
     if first.config:
-        p.set_defaults(**_read_toml(p, first.config))
-    args = p.parse_args(argv)
-    if args.strategy is None:
+        p.set_defaults(**read_toml(p, first.config))
+    return complete(p.parse_args(argv))
+
+
+def complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Check what options are together, and fill in the defaults that depend on others."""
+    if args.strategy is None and not args.split:
         raise InputError(f"--strategy is missing: expected one of {', '.join(STRATEGIES)}")
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
     for names, rule, fits in _RANGES:
         for name in names:
-            value = getattr(args, name)
+            value = getattr(args, name, None)
             if value is not None and not fits(value):
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected {rule}")
-    if args.check and args.epochs is None and args.steps is None:
+    if getattr(args, "check", False) and args.epochs is None and args.steps is None:
         args.steps, args.epochs = CHECK_STEPS, 1
     args.epochs = args.epochs or EPOCHS
-    args.variant = args.variant or ("2012" if args.strategy == "alexnet2012" else "thesis")
+    args.variant = args.variant or default_variant(args.strategy, args.image)
     for name, known in (("balance", ("estimated", "measured")), ("device", ("cpu", "gpu"))):
         if getattr(args, name) not in known:
             raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
+    parallel_options(args)
     return args
+
+
+def default_variant(strategy: str | None, image: int | None) -> str:
+    """AlexNet for large images is One Weird Trick's, for small ones the thesis's; that of 2012 for its strategy."""
+    return "2012" if strategy == "alexnet2012" else "owt" if (image or 0) >= LARGE else "thesis"
 
 
 def default_image(variant: str) -> int:
@@ -190,25 +202,15 @@ def default_image(variant: str) -> int:
     return 67 if variant == "2012" else 56
 
 
-def without_effect(args: argparse.Namespace) -> list[str]:
-    """A line for each option that was given and that the strategy does not read."""
-    defaults = parser("", None)
-    told = f"has no effect with --strategy {args.strategy}, only with"
-    return [
-        f"note: --{name.replace('_', '-')} {told} {', '.join(used_by)}"
-        for name, used_by in _USED_BY.items()
-        if args.strategy not in used_by and getattr(args, name) != defaults.get_default(name)
-    ]
-
-
-def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
+def read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
+    """The options in a file, those of every training program among them."""
     try:
         values = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from None
-    actions = {a.dest: a for a in p._actions}
+    actions = {a.dest: a for a in (*parser("", None)._actions, *p._actions)}
     defaults = {}
     for key, value in values.items():
         action = actions.get(key.replace("-", "_"))
@@ -225,25 +227,31 @@ def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
     return defaults
 
 
+@contextmanager
+def speaking_of_flags() -> Iterator[None]:
+    """Inside, an error about an argument of the library names the option of the command line instead."""
+    try:
+        yield
+    except InputError as error:
+        if not error.argument:
+            raise
+        flag = _FLAGS.get(error.argument, error.argument).replace("_", "-")
+        raise InputError(f"--{flag} {error.value}: expected {error.expected}") from None
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     """The planner's options from the command line's."""
     stages = None
     if args.stages:
         words = (word.strip() for word in args.stages.split(","))
         stages = tuple(int(word) if word.isdecimal() else word for word in words)
-    values: dict[str, object] = {
-        "dtype": args.dtype,
-        "all_reduce": args.all_reduce,
-        "bucket_mib": args.buckets,
-        "sharded_momentum": args.sharded_momentum,
-        "sync_batch_norm": not args.local_batch_norm,
-        "micro_batches": args.micro_batches,
-        "schedule": args.schedule,
-        "stages": stages,
-        "scheme": args.scheme,
-        "fc_update": args.fc_update,
-        "fc_gradients": args.fc_gradients,
-        "fc_pairs": args.fc_pairs,
-        "dp": args.dp,
-    }
-    return Options(**(values | overrides))
+    same = (
+        "dtype all_reduce sharded_momentum micro_batches schedule scheme fc_update fc_gradients fc_pairs dp"
+    )
+    values: dict[str, object] = {name: getattr(args, name) for name in same.split()}
+    values |= {"split": args.split or "", "stages": stages, "bucket_mib": args.buckets}
+    values |= {"sync_batch_norm": not args.local_batch_norm, **overrides}
+    with speaking_of_flags():
+        return Options(mesh=Mesh.parse(args.mesh) if args.mesh else None, **values)

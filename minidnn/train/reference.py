@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import functional as F
 from .. import nn
+from ..nn.sequential import INPUT
 from ..parallel import Executor
-from ..parallel.plan import LayerPlan
-from ..parallel.planner import INPUT
+from ..parallel.planned import LayerPlan
 from ..tensor import Tape, Tensor
 from .twin import Twin
 
@@ -37,8 +37,8 @@ class Reference(Twin):
     uses : dict
         ``uses[layer, i]``, the gradient of the loss for input i of a layer.
     weights : dict
-        For each parameter a list of (gradient, weights after the update): one, or one for each chunk that is
-        an update of its own.
+        For each parameter a list of (gradient, weights after the update): one, or one for each micro-batch that
+        is an update of its own.
     """
 
     def __init__(self, executor: Executor, *args: Any) -> None:
@@ -53,9 +53,9 @@ class Reference(Twin):
         self.weights: dict[str, list] = {name: [] for name, _ in self.model.named_parameters()}
         self.model.zero_grad()
         rows = np.arange(len(labels))
-        run = self._forward(self.plan.segments[0].layers if self.split else self.plan.layers, rows)
+        run = self._forward(self.plan.stages[0].layers if self.split else self.plan.layers, rows)
         if self.split:
-            loss = sum(self._fc_step(chunk) for chunk in self.fc_chunks(len(labels)))
+            loss = sum(self._fc_step(rows) for rows in self.fc_rows(len(labels)))
             self._backward(run, rows)
             self.optimiser.update_group(0)
             self.optimiser.advance()
@@ -67,11 +67,11 @@ class Reference(Twin):
         return loss
 
     def _fc_step(self, rows: np.ndarray) -> float:
-        """A step of the fully connected layers on one chunk, none if it is empty; its share of the loss."""
+        """A step of the fully connected layers on one micro-batch, none if it is empty; its share of the loss."""
         self.fc.zero_grad()
         loss, n = 0.0, len(self.labels)
         if len(rows):
-            run = self._forward(self.plan.segments[1].layers, rows)
+            run = self._forward(self.plan.stages[1].layers, rows)
             self._backward(run, rows, self.dtype.type(len(rows) / n))
             self.optimiser.update_group(1)
             loss = run[-1][-1].item() * len(rows) / n
@@ -95,7 +95,7 @@ class Reference(Twin):
         return run
 
     def _backward(self, run: list[tuple], rows: np.ndarray, share: Any = None) -> None:
-        """`share` is what the loss of a chunk counts in that of the batch, which the layers before see."""
+        """`share` is what the loss of a micro-batch counts in that of the batch, which the layers before see."""
         inside = {layer.name for layer, *_ in run}
         for layer, tape, inputs, y in reversed(run):
             gradient = None if layer.layer is None else self.gradient(layer.name)
@@ -106,12 +106,13 @@ class Reference(Twin):
                     scaled = x.grad if share is None or value in inside else x.grad * share
                     self._put(self.uses, (layer.name, i), rows, scaled)
 
-    def gradient(self, value: str, segment: int = 0) -> np.ndarray | None:
-        """The gradient of a value, summed over its uses in a segment and those after it."""
+    def gradient(self, value: str, stage: int | None = None) -> np.ndarray | None:
+        """The gradient of a value, summed over its uses, in one stage or in all."""
         total = None
-        for layer in (x for s in reversed(self.plan.segments[segment:]) for x in reversed(s.layers)):
+        for layer in reversed(self.plan.layers):
             for i, name in enumerate(layer.inputs):
-                use = self.uses.get((layer.name, i)) if name == value else None
+                here = name == value and stage in (None, layer.stage)
+                use = self.uses.get((layer.name, i)) if here else None
                 if use is not None:
                     total = use if total is None else total + use
         return total

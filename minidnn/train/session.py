@@ -17,13 +17,14 @@ from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..optim import SGD
-from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
+from ..parallel import Executor, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..report.matplot import check_target
-from .options import BATCH, default_image, parallel_options, without_effect
+from .options import default_image, parallel_options, speaking_of_flags
+from .planning import apart, batch_of, build_model, normalises, without_effect
 from .reference import Reference
-from .twin import Twin, chunk_rows
+from .twin import Twin, micro_batch_rows
 
 NO_PREFETCH_THREAD = 0
 LOCAL = ("config", "data", "plot", "trace")  # options that may differ from host to host
@@ -54,25 +55,17 @@ class Session:
             self.dataset = self._dataset()
             check_same(comm, {"the data set": self.dataset.fingerprint()})
         comm.alive()
-        self.batch = self._batch()
+        self.batch = batch_of(args, comm.size)
         self.model = self.new_model()
         shape = (self.dataset.image, self.dataset.image, 3)
         self.options = parallel_options(args, **self._measured(shape))
-        self.strategy = self._strategy(shape)
+        with speaking_of_flags():
+            self.strategy = make_strategy(args.strategy, self.model, shape, comm.size, self.options)
+        self.executor = Executor(
+            self.model, shape, self.strategy, comm, self.batch, args.seed, self.optimiser, self.xp, args.model
+        )
         if args.check:
             self._check_comparable()
-        self.executor = Executor(
-            self.model,
-            shape,
-            self.strategy,
-            comm,
-            self.batch,
-            self.options,
-            args.seed,
-            self.optimiser,
-            self.xp,
-            title=args.model,
-        )
         self.train = self.loader(training=True)
         self.validation = self.loader(training=False) if args.validation else None
 
@@ -89,29 +82,13 @@ class Session:
         show = None if self.comm.rank == 0 else False
         return open_dataset(args.data, args.image, progress=show)
 
-    def _batch(self) -> int:
-        if self.args.batch_per_rank:
-            return self.args.batch_per_rank * self.comm.size
-        return self.args.batch or BATCH
-
     def new_model(self) -> nn.Sequential:
         """The model that the options ask for, without weights."""
-        args, image, classes = self.args, self.dataset.image, len(self.dataset.classes)
-        if args.model == "alexnet":
-            options: dict[str, Any] = {
-                "variant": args.variant,
-                "norm": args.norm,
-                "dropout": args.dropout,
-                "width": args.width,
-            }
-            return nn.build("alexnet", image=image, classes=classes, **options)
-        if args.model == "lenet":
-            return nn.build("lenet", image=image, channels=3, classes=classes)
-        raise InputError(f"--model {args.model}: expected alexnet or lenet, which train on images")
+        return build_model(self.args, self.dataset.image, len(self.dataset.classes))
 
     def _measured(self, shape: tuple[int, ...]) -> dict[str, object]:
         """Options that come from this machine, the same on every rank."""
-        found: dict[str, object] = {"nodes": self.comm.nodes, "batch": self.batch}
+        found: dict[str, object] = {"batch": self.batch}
         if self.args.balance == "measured":
             costs = measured_costs(self.new_model(), shape, self.batch, self.args.micro_batches)
             found["costs"] = tuple(self.comm.exchange(np.array(costs))[0].tolist())
@@ -119,19 +96,12 @@ class Session:
             found["link"] = measure(self.comm)
         return found
 
-    def _strategy(self, shape: tuple[int, ...]) -> Strategy:
-        try:
-            return make_strategy(self.args.strategy, self.model, shape, self.comm.size, self.options)
-        except (PlacementError, ValueError) as error:
-            raise InputError(str(error)) from error
-
     def _check_comparable(self) -> None:
         """Refuse --check where batch norm sees other samples than in one process."""
-        norms = [name for name, layer in self.model if isinstance(layer, nn.BatchNorm)]
-        segments = {self.strategy.segment_of(name, self.model.names) for name in norms}
-        apart = self.strategy.grid.dp > 1 or Shard(0) in (self.strategy.placements[name] for name in norms)
-        local = self.args.local_batch_norm and self.comm.size > 1 and apart
-        if norms and (local or any(self.strategy.chunks[i] > 1 for i in segments)):
+        plan = self.executor.plan
+        norms = [x for x in plan.layers if normalises(x)]
+        local = any(apart(x, plan.mesh) and not x.derived.statistics for x in norms)
+        if local or any(len(plan.stages[x.stage].micro_batches) > 1 for x in norms):
             raise InputError(
                 "--check with batch norm: its statistics are those of a micro-batch (or of a rank, with "
                 "--local-batch-norm), one process has those of the whole batch: use --micro-batches 1, or --norm lrn"
@@ -174,12 +144,13 @@ class Session:
         """The one-process twin, on rank 0; for a trace, on every rank, with all its values."""
         if self.comm.rank > 0 and not self.args.trace:
             return None
-        args, fc_start, chunks = self.args, None, None
+        args, fc_start, rows = self.args, None, None
         if self.strategy.update_groups == ("conv", "fc"):
-            fc_start = self.strategy.starts[0]
-            if args.fc_update == "each":
-                chunks = chunk_rows(args.scheme, self.strategy.grid.mp, self.strategy.grid.dp)
-        own = self.new_model(), self.optimiser, args.seed, args.dtype, fc_start, chunks
+            fc_start = next(name for name, group in self.strategy.updates.items() if group == "fc")
+            if self.executor.sub_steps:
+                mesh = self.strategy.mesh
+                rows = micro_batch_rows(args.scheme, dict(zip(mesh.names, mesh.sizes, strict=True)))
+        own = self.new_model(), self.optimiser, args.seed, args.dtype, fc_start, rows
         return Reference(self.executor, *own) if args.trace else Twin(*own)
 
     def describe(self) -> str:
@@ -187,8 +158,7 @@ class Session:
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
         lines = [f"{where}, {STATUS}, {self.args.device}", repr(self.dataset)]
-        lines += without_effect(self.args)
-        buckets = self.executor.plan.buckets.values()
-        if self.options.fc_gradients == "factors" and not any(b.matrix for own in buckets for b in own):
-            lines.append("note: --fc-gradients has no effect here: no rank sums gradients of linear layers")
+        if self.comm.rank == 0:
+            shape = self.executor.shapes[nn.sequential.INPUT]
+            lines += without_effect(self.args, self.model, shape, self.comm.size)
         return "\n".join(lines)

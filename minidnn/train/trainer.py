@@ -13,7 +13,7 @@ from ..comm.communicator import Communicator
 from ..comm.guard import launch
 from ..data import Batch
 from ..data.progress import ProgressBar
-from ..parallel import Result, gather_weights, replicas_equal
+from ..parallel import Result, gather_weights, unequal_replicas
 from ..text import size
 from .closing import Meter, time_table, traffic_table
 from .comparison import Comparison
@@ -136,10 +136,10 @@ class Trainer:
         plans = {n: self.executor.plan_for(n, True) for n in self.meter.batches}
         times, by_rank = time_table(comm, self.meter)
         traffic, counted = traffic_table(comm, self.meter, plans)
-        same = replicas_equal(self.executor)
+        same, replicas = self._replicas()
         session.say("\n" + times, "\n\n" + traffic + "\n")
         session.say(self.history.closing())
-        session.say(f"replicas: {'equal bit for bit' if same else 'DIFFER'}")
+        session.say(f"replicas: {replicas}")
         if args.plot and comm.rank == 0:
             self.history.plot(args.plot, by_rank, title=f"{args.model}, {args.strategy}, {comm.size} ranks")
             print(f"wrote {args.plot}")
@@ -150,6 +150,16 @@ class Trainer:
         comm.barrier()  # until rank 0 has written everything: a rank that leaves for good may end the others
         if not ok:
             raise SystemExit(1)
+
+    def _replicas(self) -> tuple[bool, str]:
+        """Whether the ranks hold the same bits of what they hold alike, and in words what differs."""
+        unequal = unequal_replicas(self.executor)
+        buffers = {p.name for held in self.executor.plan.held.values() for p in held if p.buffer}
+        wrong = [name for name in unequal if name not in buffers or not self.args.local_batch_norm]
+        if wrong:
+            return False, f"DIFFER in {', '.join(wrong[:4])}{', ...' * (len(wrong) > 4)}"
+        own = f", but for {len(unequal)} running statistics, which --local-batch-norm leaves to each rank"
+        return True, f"equal bit for bit{own if unequal else ''}"
 
     def _check(self) -> bool:
         """The last line of a run with --check; the same verdict on every rank."""

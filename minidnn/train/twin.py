@@ -1,12 +1,12 @@
 """The one-process twin: the same training without any parallelism, to compare with.
 
 It knows nothing of plans or executors: a plain forward, backward and update on the whole batch, or, for
-OWT with an update of the fully connected layers after every chunk, the same sub-steps in one process.
+OWT with an update of the fully connected layers after every micro-batch, the same sub-steps in one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,9 +28,9 @@ class Twin:
     make_optimiser : callable
         {group: parameters} -> SGD.
     fc_start : str, optional
-        The first fully connected layer, where `fc_chunks` says how its sub-steps cut the batch.
-    fc_chunks : callable, optional
-        Size of the batch -> row numbers of each chunk.
+        The first fully connected layer, where `fc_rows` says how its sub-steps cut the batch.
+    fc_rows : callable, optional
+        Size of the batch -> row numbers of each micro-batch.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Twin:
         seed: int,
         dtype: str,
         fc_start: str | None = None,
-        fc_chunks: Callable[[int], Sequence[np.ndarray]] | None = None,
+        fc_rows: Callable[[int], Sequence[np.ndarray]] | None = None,
     ) -> None:
-        self.model, self.seed, self.fc_chunks = model.init(seed, np.dtype(dtype)), seed, fc_chunks
+        self.model, self.seed, self.fc_rows = model.init(seed, np.dtype(dtype)), seed, fc_rows
         self.dtype = np.dtype(dtype)
         names = model.names
         if fc_start is None:
@@ -51,7 +51,7 @@ class Twin:
             before = names[names.index(fc_start) - 1]
             self.conv, self.fc = model.between(names[0], before), model.between(fc_start, names[-1])
             groups = {"conv": self.conv.parameters(), "fc": self.fc.parameters()}
-        self.split = fc_start is not None and fc_chunks is not None
+        self.split = fc_start is not None and fc_rows is not None
         self.optimiser = make_optimiser(groups)
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> float:
@@ -71,7 +71,7 @@ class Twin:
         with nn.context(samples=np.arange(n), **common):
             features = self.conv(Tensor(images))
         gradient = np.zeros(features.shape, self.dtype)
-        for rows in self.fc_chunks(n):
+        for rows in self.fc_rows(n):
             if not len(rows):
                 continue
             x = Tensor(features.data[rows], requires_grad=True)
@@ -88,24 +88,27 @@ class Twin:
         return total
 
 
-def chunk_rows(scheme: str, workers: int, groups: int = 1) -> Callable[[int], list[np.ndarray]]:
-    """Which rows of the batch OWT's scheme puts into each chunk (Krizhevsky 2014, sec. 4.1).
+def micro_batch_rows(scheme: str, mesh: Mapping[str, int]) -> Callable[[int], list[np.ndarray]]:
+    """Which rows of the batch OWT's scheme puts into each micro-batch (Krizhevsky 2014, sec. 4.1).
 
-    (a): all of them. (b): chunk j is worker j's rows. (c): chunk j is the j-th part of every worker's.
-    On a grid, each group of workers has its part of the batch, and the chunks of all groups make one.
+    (a): all of them. (b): micro-batch j is worker j's rows. (c): it is the j-th part of every worker's. The batch is
+    cut over the axes of the mesh in turn. The workers are those along "model"; what one has along others goes together.
     """
 
     def rows(n: int) -> list[np.ndarray]:
         if scheme == "a":
             return [np.arange(n)]
-        chunks: list[list[np.ndarray]] = [[] for _ in range(workers)]
-        for part in np.array_split(np.arange(n), groups):
-            blocks = np.array_split(part, workers)
-            for j in range(workers):
-                chunks[j] += (
-                    [blocks[j]] if scheme == "b" else [np.array_split(block, workers)[j] for block in blocks]
-                )
-        return [np.concatenate(chunk) for chunk in chunks]
+        blocks = [(0, np.arange(n))]
+        for axis, size in mesh.items():
+            blocks = [
+                (j if axis == "model" else worker, part)
+                for worker, block in blocks
+                for j, part in enumerate(np.array_split(block, size))
+            ]
+        workers = mesh["model"]
+        if scheme == "b":
+            return [np.concatenate([x for worker, x in blocks if worker == j]) for j in range(workers)]
+        return [np.concatenate([np.array_split(x, workers)[j] for _, x in blocks]) for j in range(workers)]
 
     return rows
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from .. import nn
+from ..parallel import Plan
+from ..parallel.memory import rank_memory
+from ..parallel.messages import Message
+from ..parallel.totals import totals
 from ..text import size, table
-from .memory import rank_memory
-from .plan import Message, Plan
 
 CAUSES = ("gradient sync", "activations", "FC exchange", "logits", "statistics")
 MIB = 1 << 20
@@ -24,9 +25,9 @@ def cause(plan: Plan, message: Message) -> str:
         return "logits"
     names = [layer.name for layer in plan.layers]
     at = names.index(message.layer)
-    if plan.layers[at].sync and message.op == "all_reduce":
+    if plan.layers[at].norms and message.tag >= plan.layers[at].tag and message.op == "all_reduce":
         return "statistics"
-    linear = [i for i, x in enumerate(plan.layers) if isinstance(x.layer, nn.Linear)]
+    linear = [i for i, x in enumerate(plan.layers) if x.layer is not None and x.layer.factors]
     # what goes into the first fully connected layer are the convolutions' features
     return "FC exchange" if linear and at > linear[0] else "activations"
 
@@ -51,7 +52,7 @@ def lower_bound(plan: Plan, rank: int) -> int:
     """
     total = 0.0
     for bucket in plan.buckets[rank]:
-        p = len(plan.group(bucket.group, rank))
+        p = len(plan.mesh.group(rank, bucket.axes))
         elements = sum(bucket.factor_counts) if bucket.matrix else 2 * bucket.elements
         if bucket.matrix and bucket.sharded:
             elements += bucket.elements  # the updated weights
@@ -59,12 +60,19 @@ def lower_bound(plan: Plan, rank: int) -> int:
     return round(total)
 
 
+def totals_line(plan: Plan) -> str:
+    """What all ranks together send in a step."""
+    messages, n_bytes = totals(plan)
+    ranks = f"{plan.size} rank{'s' * (plan.size > 1)} together"
+    return f"all messages of one step, {ranks}: {messages:,}, {size(n_bytes)} ({n_bytes:,} bytes)"
+
+
 def compare_plans(plans: Mapping[str, Sequence[Plan]]) -> str:
     """One table over plans, by a name for each row; of ranks that differ, the one that sends the most is shown."""
     rows: list[list[str]] = []
     for name, group in plans.items():
         rows += [_row(name, plan) for plan in group] + [[]]
-    header = ["strategy", "grid", "batch", "parameters", *CAUSES]
+    header = ["strategy", "ranks", "batch", "parameters", *CAUSES]
     header += ["sent, MiB", "messages", "sync bound", "memory"]
     used = [i for i in range(len(header)) if header[i] not in CAUSES or any(row and row[i] for row in rows)]
     title = (
@@ -81,11 +89,11 @@ def _row(name: str, plan: Plan) -> list[str]:
     causes = sent_by_cause(plan, rank)
     bound = lower_bound(plan, rank)
     held = max(rank_memory(plan, r).total for r in range(plan.size))
-    parameters = sum(p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters())
+    parameters = sum({id(p): p.size for x in plan.layers if x.layer for p in x.layer.parameters()}.values())
     by_cause = [f"{causes[c][1] / MIB:.1f} ({causes[c][0]})" if c in causes else "" for c in CAUSES]
     return [
         name,
-        f"{plan.grid.dp} x {plan.grid.mp}" if plan.grid.dp > 1 else str(plan.size),
+        str(plan.mesh) if sum(n > 1 for n in plan.mesh.sizes) > 1 else str(plan.size),
         str(plan.batch),
         f"{parameters:,}",
         *by_cause,
