@@ -21,7 +21,7 @@ It trains on drawn shapes, so nothing is downloaded; two ranks on two cores take
   --trace out --explain                           one step in words, a timeline, a report
 """
 
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 from minidnn.parallel import Shard
 from minidnn.train import Session, Trainer, parse, parser
 
@@ -62,4 +62,4 @@ def main(comm):
 
 
 if __name__ == "__main__":
-    launch(main, stall=300)
+    launch(main)

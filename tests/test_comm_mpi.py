@@ -14,7 +14,7 @@ from mpi4py import MPI
 from minidnn.comm import collectives as c, mpi, tuning
 from minidnn.comm.algorithms import ALGORITHMS
 from minidnn.comm.closed_forms import closed_form
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 
 def main(comm):
     p, r = comm.size, comm.rank
@@ -70,7 +70,7 @@ TRACED = """
 import sys, time
 import numpy as np
 from minidnn.comm import collectives as c, trace_files
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 
 def main(comm):
     run = trace_files.prepare(comm, sys.argv[1])
@@ -91,7 +91,7 @@ launch(main)
 
 FAULT = """
 import sys
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 sys.path.insert(0, "tests")
 from test_comm_protocol import FAULTS
 
@@ -106,7 +106,7 @@ launch(main, stall=4.0)
 LIBRARY = """
 import numpy as np
 from minidnn.comm import collectives as c, mpi
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 
 def main(comm):
     mpi.SLICE = 1 << 12

@@ -76,7 +76,7 @@ def test_plain_python_is_one_rank(example):
 def test_ranks_with_different_seeds():
     program = f"""
         import sys
-        from minidnn.comm.guard import launch
+        from minidnn.launch import launch
         from minidnn.train import parse, parser, train
 
         def main(comm):
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite():
 
 # The training loop of the examples, but for a weight that is changed on the way.
 SPOILT = """
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 from minidnn.train import Session, Trainer, parse, parser
 
 def main(comm):

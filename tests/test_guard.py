@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from minidnn.comm import collectives
-from minidnn.comm import launch
+from minidnn.launch import launch
 from minidnn.errors import InputError
 
 def main(comm, case, who):
@@ -94,7 +94,7 @@ def test_missing_mpi4py_names_the_extra():
     program = """
         import sys
         sys.modules["mpi4py"] = None  # as if it were not installed
-        from minidnn.comm import launch
+        from minidnn.launch import launch
         launch(print)
     """
     run = mpirun(1, program, timeout=30)
@@ -105,11 +105,11 @@ def test_missing_mpi4py_names_the_extra():
 
 def test_blas_threads_are_shared_out_before_numpy_starts_them():
     program = """
-        from minidnn import _blas
+        from minidnn.launch import launchers, threads
         import os
-        assert _blas.local_ranks() == 2
-        share = _blas.cores() // 2 or 1
-        os.write(1, f"{os.environ['OPENBLAS_NUM_THREADS']} {share} {_blas.STATUS}\\n".encode())
+        assert launchers.local_ranks() == 2
+        share = threads.cores() // 2 or 1
+        os.write(1, f"{os.environ['OPENBLAS_NUM_THREADS']} {share} {threads.status()}\\n".encode())
     """
     run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
     for line in run.stdout.splitlines():
@@ -124,9 +124,9 @@ def test_blas_threads_are_shared_out_when_numpy_is_there_already():
     program = """
         import os
         import numpy
-        from minidnn import _blas
+        from minidnn.launch.threads import cores, status
         from minidnn.backend import blas
-        os.write(1, f"{_blas.STATUS}; {blas.get_threads()} of {_blas.cores()}\\n".encode())
+        os.write(1, f"{status()}; {blas.get_threads()} of {cores()}\\n".encode())
     """
     run = mpirun(2, program, timeout=30, env={"OPENBLAS_NUM_THREADS": ""})
     assert len(run.stdout.splitlines()) == 2, run.stderr

@@ -4,8 +4,7 @@
   :mod:`.closed_forms` counts them by formula, :mod:`.provenance` proves them right, :mod:`.explain` shows
   them;
 - :mod:`.communicator`: sending and receiving (:mod:`.checks` refuses mistakes), :mod:`.engine`: collectives in
-  flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays), and
-  :mod:`.guard`, which ends every run that goes wrong;
+  flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays);
 - :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`
   chooses an algorithm by size; :mod:`.axes` cuts and joins tensors;
 - :mod:`.functions`, :mod:`.adjoints`: communication as differentiable functions;
@@ -14,7 +13,6 @@
 
 from . import collectives, functions, threads
 from .communicator import CommunicationError, Communicator, DeadlockError, ProtocolError
-from .guard import launch
 from .ledger import Ledger
 from .mpi import world
 
@@ -26,7 +24,6 @@ __all__ = [
     "ProtocolError",
     "collectives",
     "functions",
-    "launch",
     "threads",
     "world",
 ]

@@ -125,7 +125,9 @@ class Communicator(ABC):
         """Post one message that is no part of a collective; count and record it, unless it is control."""
         post = self.post_send if side == "send" else self.post_recv
         if tag >= CONTROL:
-            return post(array, peer, tag)
+            request = post(array, peer, tag)
+            request.note = Note("control", "direct", self.ledger.labels)
+            return request
         check_message(f"i{side}", array, peer, self.size, tag, USER_TAGS)
         ledger, block = self.ledger, array.reshape(-1)
         note = Note("send", "direct", ledger.labels)
@@ -226,11 +228,11 @@ class Communicator(ABC):
 
     # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
 
-    def exchange(self, values, tag: int = EXCHANGE) -> np.ndarray:
+    def exchange(self, values, tag: int = EXCHANGE, op: str = "exchange") -> np.ndarray:
         """Every member's array of the same shape and dtype, stacked in order of rank."""
-        return self.start(self.exchanging(values, tag)).wait()
+        return self.start(self.exchanging(values, tag, Note(op, "direct", self.ledger.labels))).wait()
 
-    def exchanging(self, values, tag: int = EXCHANGE, note: Note | None = None) -> Generator:
+    def exchanging(self, values, tag: int, note: Note) -> Generator:
         """The steps of :meth:`exchange`."""
         own = np.ascontiguousarray(values)
         everyone = np.empty((self.size, *own.shape), own.dtype)
@@ -245,12 +247,12 @@ class Communicator(ABC):
 
     def barrier(self) -> None:
         """Return when every member has come here."""
-        self.exchange(np.zeros(1, np.int8))
+        self.exchange(np.zeros(1, np.int8), op="barrier")
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Communicators of the members of equal colour, in order of key, then rank; None for colour None."""
         wish = [-1 if color is None else int(color), int(key)]
-        table = self.exchange(np.array(wish, np.int64))
+        table = self.exchange(np.array(wish, np.int64), op="split")
         self.sequence += 1
         if color is None:
             return self._part(None, (), self.sequence)

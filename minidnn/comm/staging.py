@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import partial
 
 import numpy as np
 
@@ -35,26 +36,18 @@ class DeviceMessages:
         self.comm, self.direct = comm, cuda_aware(comm.mpi)
         self.pool: dict[int, list] = {}
 
-    def isend(self, array, dest, tag):
-        from .mpi import Request
-
+    def post(self, call, array, peer, tag) -> tuple:
+        """Send or receive by ``call``: the handles, what must live until they are complete, what to do then."""
         if self.direct:
-            self._synchronise()
-            return Request([self.comm.comm.Isend((array, self.comm.mpi.BYTE), dest, tag)], array)
-        host = self.to_host(array)
-        handles = [self.comm.comm.Isend(part, dest, tag) for part in self.comm.parts(host)]
-        return Request(handles, host, lambda: self._give_back(host))
-
-    def irecv(self, array, source, tag):
-        from .mpi import Request
-
-        if self.direct:
-            self._synchronise()  # what is still to read the old contents must have done so
-            return Request([self.comm.comm.Irecv((array, self.comm.mpi.BYTE), source, tag)], array)
-        host = self._pinned(array)
-
-        handles = [self.comm.comm.Irecv(part, source, tag) for part in self.comm.parts(host)]
-        return Request(handles, (host, array), lambda: self.to_device(host, array))
+            self._synchronise()  # also what is still to read the old contents must have done so
+            return [call((array, self.comm.mpi.BYTE), peer, tag)], array
+        if call == self.comm.comm.Isend:
+            host = self.to_host(array)
+            then = partial(self._give_back, host)
+        else:
+            host = self._pinned(array)
+            then = partial(self.to_device, host, array)
+        return [call(part, peer, tag) for part in self.comm.parts(host)], (host, array), then
 
     def to_host(self, array) -> np.ndarray:
         """A copy in pinned host memory, complete on return."""

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from .. import nn
-from .._blas import STATUS
 from ..backend import get_array_module
 from ..comm.communicator import Communicator
 from ..comm.tuning import measure
 from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..launch.threads import status
 from ..optim import SGD
 from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
 from ..parallel.costs import measured_costs
@@ -186,7 +186,7 @@ class Session:
         """What runs where, in a line or two, and which options have no effect."""
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
-        lines = [f"{where}, {STATUS}, {self.args.device}", repr(self.dataset)]
+        lines = [f"{where}, {status()}, {self.args.device}", repr(self.dataset)]
         lines += without_effect(self.args)
         buckets = self.executor.plan.buckets.values()
         if self.options.fc_gradients == "factors" and not any(b.matrix for own in buckets for b in own):
