@@ -102,12 +102,13 @@ class _Guard:
             self.witness.tell("beat")
 
     def __exit__(self, kind, error, trace):
+        code = exit_code(error)
         if os.getpid() != self.pid:  # a forked child: neither MPI nor the other ranks are its own
             _say(report(error, self.comm.rank, self.comm.size))
-            os._exit(exit_code(error))
-        code = 1
+            if code:  # but its failure is that of its rank
+                os.kill(self.pid, signal.SIGKILL)
+            os._exit(code)
         try:
-            code = exit_code(error)
             if code == 0:
                 self._leave_normally()
             else:

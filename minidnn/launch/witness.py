@@ -134,7 +134,7 @@ class _Watch:
         self.rank_socket, self.pid, self.host = rank_socket, pid, socket.gethostname()
         self.name, self.phase, self.limit = "", "", float("inf")
         self.deadline = self.decision = float("inf")
-        self.asked = 0  # how often a rank that stands still has been asked why
+        self.asked = False  # the run stands still, and the rank has been told
         self.centre = False
         self.failed = False  # some rank has, and all know
         self.told_beat = 0.0
@@ -205,6 +205,8 @@ class _Watch:
     def _hear_peer(self, end: socket.socket, word: str, rest: list[str]) -> None:
         if word == "beat":
             self._alive(end)
+        elif word == "stall":
+            self._stall(end)
         elif word == "done":
             self.done.add(end)
         elif word == "event":
@@ -216,7 +218,7 @@ class _Watch:
         """A sign of life: passed on, by the centre to all, once in a while."""
         now = time.monotonic()
         if self.phase == "run" and not self.failed:
-            self.deadline, self.asked = now + self.limit, 0
+            self.deadline, self.asked = now + self.limit, False
         if (self.centre or source is None) and now > self.told_beat + min(1.0, self.limit / 8):
             self.told_beat = now
             self._tell_peers("beat", but=source)
@@ -277,22 +279,30 @@ class _Watch:
         if self.decision == float("inf"):
             os._exit(0)
 
+    def _stall(self, source: socket.socket | None = None) -> None:
+        """The run stands still: all ranks are asked, those first that wait for a message, which they read here."""
+        if self.phase == "run" and not self.failed and not self.asked:
+            self.asked, self.deadline = True, time.monotonic() + LOOK
+            self.rank_socket.sendall(b"?")
+        if self.centre or source is None:
+            self._tell_peers("stall", but=source)
+
     def _expire(self) -> None:
         """The time is over: ask, then kill."""
-        self.deadline = time.monotonic() + LOOK
-        if self.phase == "run" and not self.failed and self.asked < 2:
-            self.asked += 1
-            if self.asked == 1:
-                self.rank_socket.sendall(b"?")  # read where the rank waits for a message
-            else:
-                _say(f"{self._who()} has not gone on for {self.limit:g} s{self._stopped()}")
-                os.kill(self.pid, signal.SIGQUIT)  # by which it says where it is
+        if self.phase == "run" and not self.failed and not self.asked:
+            self._stall()
+            return
+        if self.asked and self.phase == "run":
+            _say(f"{self._who()} has not gone on for {self.limit:g} s{self._stopped()}")
+            self._event(time.time(), "")
+            self.asked, self.deadline = False, time.monotonic() + LOOK
+            os.kill(self.pid, signal.SIGQUIT)  # by which it says where it is
             return
         if not self.failed:
             if self.phase == "start":
                 why = "the other ranks have not started within"
                 _say(f"{self._who()} ends: {why} {self.limit:g} s (MINIDNN_START), or one has failed")
-            elif self.phase != "run":
+            else:
                 _say(f"{self._who()} has left main, and not ended within {self.limit:g} s{self._stopped()}")
             self._event(time.time(), "")
         self.phase = "end"
