@@ -6,12 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from mpi import MPIRUN, ROOT, mpirun
+from mpi import ROOT, mpirun, needs_mpi
 
 SMALL = "--width 0.1 --batch 16 --images 64 --steps 3 --epochs 1 --validation 16 --quiet".split()
 EXACT = "--check --dtype float64".split()
-
-needs_mpi = pytest.mark.skipif(MPIRUN is None, reason='no mpirun: pip install "minidnn[mpi]"')
 
 
 def python(*args):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from mpi import ROOT, mpirun
+from mpi import LIBRARY, ROOT, ended_with, mpirun
 
 pytest.importorskip("mpi4py")
 
@@ -68,15 +68,14 @@ launch(main, case, who, leave=leave, stall=1.0 if case == "stall" else None)
 )
 def test_the_run_ends(case, who, code, said):
     run = mpirun(2, PROGRAM, case, who, timeout=30)
-    # where one rank ends the others, MPICH may report the signal that it sent them in place of that rank's code
     aborts = who == "1" or "under way" in case
-    assert run.returncode == code or (aborts and run.returncode == 9), run.stderr
+    assert ended_with(run, code) if aborts else run.returncode == code, run.stderr
     assert run.stdout.count("done") == (2 if code == 0 else 0)
     assert run.stderr.count(said) == 1 or not said
     if case == "input":
         assert "Traceback" not in run.stderr
     if case in ("input", "text") and who == "0,1":
-        assert run.stderr == said  # not even a word from MPI
+        assert run.stderr == said or LIBRARY == "Open MPI"  # not even a word from MPI
     if case.startswith("raise"):
         assert run.stderr.count("Traceback") == 1 and f"[rank {who[0]}] Traceback" in run.stderr
 
