@@ -35,9 +35,12 @@ def ended_with(run, *codes):
     """Whether a run in which one rank ended the others ended with one of the codes.
 
     MPICH may report the signal that it sent the others in place of that rank's code, Open MPI adds 128 to a
-    signal, and Intel's mpirun has one code for all.
+    signal, and Intel's mpirun has a code of its own.
     """
-    return run.returncode in {"MPICH": (*codes, 9), "Open MPI": (*codes, 137), "Intel MPI": (255,)}[LIBRARY]
+    return (
+        run.returncode
+        in {"MPICH": (*codes, 9), "Open MPI": (*codes, 137), "Intel MPI": (*codes, 9, 255)}[LIBRARY]
+    )
 
 
 def mpirun(n, program, *args, timeout=60, env=None, launcher=()):

@@ -58,6 +58,9 @@ def world() -> Communicator:
 
         return world_of(Hub(1), 0)
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # not before it is known to fit the launcher
         from mpi4py import MPI
     except ImportError as error:
         raise InputError(f'running under mpirun needs mpi4py: pip install "minidnn[mpi]" ({error})') from None
@@ -68,7 +71,11 @@ def world() -> Communicator:
             "not found then, name its kind in MPI4PY_MPIABI (mpich or openmpi)"
         ) from None
     vendor, version = MPI.get_vendor()
-    launchers.check_size(MPI.COMM_WORLD.Get_size(), f"{vendor} {'.'.join(map(str, version))}")
+    library = f"{vendor} {'.'.join(map(str, version))}"
+    launchers.check(library)
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    launchers.check(library, MPI.COMM_WORLD.Get_size())
     return MPICommunicator.world(MPI.COMM_WORLD)
 
 

@@ -84,23 +84,31 @@ def local_ranks() -> int:
     return max(1, nodes[node]) if node < len(nodes) else 1
 
 
-def check_size(size: int, library: str) -> None:
+def check(library: str, size: int | None = None) -> None:
     """Refuse a world of one rank where the launcher started several: they would train one by one.
+
+    Called with the MPI library that mpi4py has loaded, before MPI is up, when a library may not stand another's
+    mpirun, and with the size of the world when it is.
 
     Raises
     ------
     InputError
-        Names the MPI library that mpi4py has loaded, the launcher, and the remedy.
+        On rank 0: names the library, the launcher and the remedy.  The others, which find the same, exit with code
+        2 without a word.
     """
     found = launcher()
     wanted = _number(found.size) if found else None
-    if size > 1 or not wanted or wanted == 1:
+    kin = any(name in library for name in ("MPICH", "MVAPICH", "Intel MPI"))  # they end in another's mpirun
+    foreign = kin and found is not None and "Open MPI" in found.name
+    if not wanted or wanted == 1 or size not in (None, 1) or (size is None and not foreign):
         return
-    remedy = f"start with {library}'s own mpirun, or use the mpi4py of the MPI whose mpirun this is"
-    if found.name == "srun" or any(name.startswith("SLURM_STEP") for name in os.environ):
-        remedy = "use srun --mpi=pmi2 or --mpi=pmix (srun --mpi=list shows which there are), or " + remedy[6:]
+    if rank() > 0:
+        raise SystemExit(2)
+    remedy = f"use the mpirun of {library}, or an mpi4py with the MPI of this launcher"
+    if any(name.startswith("SLURM_STEP") for name in os.environ):
+        remedy = "use srun --mpi=pmi2 or --mpi=pmix (srun --mpi=list shows which there are)"
     raise InputError(
-        f"{found.name} started {wanted} ranks, but {library}, which mpi4py has loaded, sees one alone: {remedy}"
+        f"{found.name} started {wanted} ranks, but {library}, which mpi4py has loaded, sees each alone: {remedy}"
     )
 
 
