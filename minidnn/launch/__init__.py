@@ -2,8 +2,8 @@
 
 - :mod:`.launchers`: what mpirun and its like tell each rank, the one place that knows them;
 - :mod:`.threads`: BLAS threads, as many as this rank's share of the cores;
-- :mod:`.guard`: what stands around main; :mod:`.witness`: the process beside each rank that ends it when it
-  cannot end itself.
+- :mod:`.guard`: what stands around main; :mod:`.watch`: the process beside each rank that ends it when it cannot
+  end itself, :mod:`.witness`: the rank's line to it.
 
 Imported first of all by minidnn, so this module itself needs neither NumPy nor MPI.
 """

@@ -13,7 +13,7 @@ guard:
 - where no rank of the run has given a sign of life for ``stall`` seconds, each says for what it waits (the
   operation, the layer, the ranks), or, if it does not wait for a message, where it is, and ends;
 - what the rank cannot do itself, since it was killed or stopped, waits in the MPI library, or has not come to the
-  guard yet or left it, is its :mod:`.witness`'s part.
+  guard yet or left it, is done by a process beside it (:mod:`.watch`).
 
 When all ranks fail alike, as they do on bad input, one of them speaks for all: a rank that leaves, for
 whatever reason, first tells the others (a non-blocking all_reduce on a communicator of its own) and, if
@@ -40,7 +40,8 @@ from minidnn.comm.mpi import MPICommunicator, world
 from minidnn.errors import InputError
 
 from . import launchers
-from .witness import LOOK, Witness
+from .watch import LOOK
+from .witness import Witness
 
 LEFT_EARLY = 86  # exit code: this rank finished, others did not
 GOODBYE = 1  # tag of the word that a returning rank leaves for the others
@@ -134,10 +135,10 @@ class _Guard:
         if everyone and (left := self.comm.left_over()):
             _say("".join(f"{line}\n" for line in left))
             self._abort(1)
-        self._tell("end", 0, self.leave)
+        self._tell("end", self.leave, 0)
 
     def _leave_failing(self, error, code):
-        self._tell("end", code, self.leave)
+        self._tell("end", self.leave, code)
         stalled = isinstance(error, StallError)
         if stalled:  # each says what it waits for; then one that does not wait, where it is
             _say(f"{error}\n")
@@ -184,7 +185,7 @@ class _Guard:
         return int(lowest[0])
 
     def _abort(self, code):
-        self._tell("end", code, self.leave)
+        self._tell("end", self.leave, code)
         try:
             sys.stdout.flush()
         finally:

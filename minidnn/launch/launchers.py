@@ -10,43 +10,25 @@ from minidnn.errors import InputError
 
 
 class Launcher(NamedTuple):
-    """A launcher and the variables in which it says rank, number of ranks, and ranks on this machine."""
+    """The variables in which a launcher says rank, number of ranks and ranks on this machine; how it unpins them."""
 
     name: str
     rank: str
     size: str
     local_size: str
-    unpin: str  # how to let the ranks use all cores
+    unpin: str
 
 
 #: The first whose ``size`` is set counts: an mpirun inside a Slurm step comes before srun.
-LAUNCHERS = (
-    Launcher(
-        "Open MPI's mpirun",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        "mpirun --bind-to none",
-    ),
-    Launcher(
-        "MVAPICH's mpirun",
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
-        "MV2_ENABLE_AFFINITY=0",
-    ),
-    Launcher(
-        "mpirun of MPICH or its kin",
-        "PMI_RANK",
-        "PMI_SIZE",
-        "MPI_LOCALNRANKS",
-        "mpirun -bind-to none, with Intel MPI I_MPI_PIN=0",
-    ),
-    Launcher("PALS", "PALS_RANKID", "PALS_SIZE", "PALS_LOCAL_SIZE", "mpiexec --cpu-bind none"),
-    Launcher(
-        "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "srun -c CORES_PER_RANK"
-    ),
-)
+LAUNCHERS = [
+    Launcher(*line.split(" | "))
+    for line in """\
+Open MPI's mpirun | OMPI_COMM_WORLD_RANK | OMPI_COMM_WORLD_SIZE | OMPI_COMM_WORLD_LOCAL_SIZE | mpirun --bind-to none
+MVAPICH's mpirun | MV2_COMM_WORLD_RANK | MV2_COMM_WORLD_SIZE | MV2_COMM_WORLD_LOCAL_SIZE | MV2_ENABLE_AFFINITY=0
+MPICH's or Intel's mpirun | PMI_RANK | PMI_SIZE | MPI_LOCALNRANKS | mpirun -bind-to none, with Intel's I_MPI_PIN=0
+PALS | PALS_RANKID | PALS_SIZE | PALS_LOCAL_SIZE | mpiexec --cpu-bind none
+srun | SLURM_PROCID | SLURM_STEP_NUM_TASKS | SLURM_STEP_TASKS_PER_NODE | srun -c CORES_PER_RANK""".splitlines()
+]
 NO_SIZE = (
     "PMIX_RANK",
     "PALS_RANKID",
