@@ -105,11 +105,11 @@ launch(main, stall=4.0)
 # Calls of the library's all_reduce that overlap, on ranks that test them at different moments.
 LIBRARY = """
 import numpy as np
-from minidnn.comm import collectives as c, mpi
+from minidnn.comm import collectives as c, library
 from minidnn.launch import launch
 
 def main(comm):
-    mpi.SLICE = 1 << 12
+    library.SLICE = 1 << 12
     random = np.random.default_rng(comm.rank)
     for comm.crowded in (True, False):
         for comm.debug in (False, True):

@@ -22,8 +22,7 @@ import gc
 import os
 import time
 import weakref
-import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -31,14 +30,14 @@ from minidnn.backend import array_module, is_array
 from minidnn.errors import InputError
 from minidnn.launch import launchers, threads
 
-from .communicator import CommunicationError, Communicator, Engine, Note, ProtocolError, StallError
+from . import library
+from .communicator import CommunicationError, Communicator, Engine, ProtocolError, StallError
 from .ledger import Ledger
-from .staging import DeviceMessages
+from .staging import DeviceMessages, Request
 
 PIECE = 1 << 30  # bytes: longer messages are cut, since many an MPI counts in 32 bits
 YIELD = 2e-3  # seconds of waiting without a sleep
 LOOK = 1.0  # seconds of waiting after which, again and again, a rank looks whether others have finished
-SLICE = 4 << 20  # bytes: what MPICH's own all_reduce is given at a time, see library_all_reduce
 #: The number of a dtype in a tag; all others, those of another byte order among them, share the last one.
 DTYPES = {np.dtype(name): number for number, name in enumerate("? b h i q B H I Q e f d F D".split())}
 OTHERS = len(DTYPES)
@@ -77,26 +76,6 @@ def world() -> Communicator:
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     launchers.check(library, MPI.COMM_WORLD.Get_size())
     return MPICommunicator.world(MPI.COMM_WORLD)
-
-
-class Request:
-    """A send or receive under way; holds on to its array until it is complete.
-
-    ``peer`` is the world rank at the other end (None: a collective of the library); ``expected`` is what a receive
-    is for: the communicator, the rank in it, the tag and the array.
-    """
-
-    __slots__ = ("arrays", "done", "expected", "handles", "note", "peer", "then")
-
-    def __init__(self, handles, arrays, then: Callable[[], None] | None = None):
-        self.handles, self.arrays, self.then = handles, arrays, then
-        self.done, self.note, self.peer, self.expected = False, None, None, None
-
-    def finish(self):
-        self.done = True
-        if self.then is not None:
-            self.then()
-        self.arrays = self.then = self.expected = None
 
 
 class MPICommunicator(Communicator):
@@ -156,7 +135,7 @@ class MPICommunicator(Communicator):
     def _post(self, call, array, peer, tag):
         tag += self._dtype_step * DTYPES.get(array.dtype, OTHERS)
         if not isinstance(array, np.ndarray) and is_array(array):
-            return Request(*self.device.post(call, array, peer, tag))
+            return self.device.post(call, array, peer, tag)
         return Request([call(part, peer, tag) for part in self.parts(array)], array)
 
     def parts(self, array) -> list:
@@ -300,49 +279,7 @@ class MPICommunicator(Communicator):
         return new
 
     def library_all_reduce(self, flat) -> Generator:
-        """The steps of the MPI library's own all_reduce, in place.
-
-        Blocking calls are given the array in slices of 4 MiB: in one call a library spends most of a large
-        all_reduce on page faults in temporary buffers (100 MiB over two ranks, whole and in slices: MPICH 36 and
-        9 ms, Open MPI 36 and 8, Intel MPI 69 and 18).  Calls that do not block move on only when they are tested,
-        all together, so there one is best (64 MiB over four ranks on two cores, whole and in slices: 31 and 157
-        ms, 68 and 60, 74 and 191).  Eight bytes go ahead to compare size and dtype: 32 bits and their complement,
-        of which the ranks' AND is one's own only if all are alike.
-        """
-        host = flat if isinstance(flat, np.ndarray) else self.device.to_host(flat)
-        native = host.astype(host.dtype.newbyteorder("="), copy=False)  # MPI knows no other byte order
-        kind = self.mpi.LOR if host.dtype == bool else self.mpi.SUM
-        digest = zlib.crc32(f"{host.dtype.str} {host.size}".encode())
-        own = np.array([digest | (~digest & 0xFFFFFFFF) << 32], np.uint64)
-        together = own.copy()
-        step = max(1, host.size if self.crowded else SLICE // host.itemsize)
-        parts = [native[start : start + step] for start in range(0, host.size, step)]
-        calls = [(together, self.mpi.BAND), *((part, kind) for part in parts)]
-        note = Note("all_reduce", "mpi", self.ledger.labels)
-        if self.crowded:
-            # Slower, but it can be waited for without taking the core from the others. Both are posted at once: the
-            # library pairs calls by their order, and what is posted later may come after another collective's.
-            requests = [
-                Request([self.comm.Iallreduce(self.mpi.IN_PLACE, part, kind)], part) for part, kind in calls
-            ]
-            for request in requests:
-                request.note = note
-            yield requests[:1]
-        else:
-            self.comm.Allreduce(self.mpi.IN_PLACE, *calls[0])
-        if together != own:
-            raise ProtocolError(
-                f"rank {self._me} sums {host.size} {host.dtype} ({note}), other ranks another number or dtype"
-            )
-        if self.crowded:
-            yield requests[1:]
-        else:
-            for part, kind in calls[1:]:
-                self.comm.Allreduce(self.mpi.IN_PLACE, part, kind)
-        if native is not host:
-            host[...] = native
-        if host is not flat:
-            self.device.to_device(host, flat)
+        return library.all_reduce(self, flat)
 
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))  # Windows has no sched_yield
