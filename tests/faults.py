@@ -89,7 +89,7 @@ ENDS = {
     ("inside", "child exits with 3"): (in_child(lambda: sys.exit(3)), GONE),
     ("after", "killed"): (to_self(signal.SIGKILL), ""),
     ("after", "stopped"): (to_self(signal.SIGSTOP), NOT_ENDED),
-    ("after", "os._exit(0)"): (lambda: os._exit(0), ""),
+    ("after", "os._exit(3)"): (lambda: os._exit(3), ""),
     ("after", "thread goes on"): (other_thread, NOT_ENDED),
 }
 
