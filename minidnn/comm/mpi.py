@@ -219,9 +219,10 @@ class MPICommunicator(Communicator):
                 look += LOOK
                 self._look([request for group in groups for request in group if not request.done])
 
-    def _look(self, open_requests):
+    def _look(self, requests):
         """Fail if this rank waits in vain: for one that has finished, and had so at the last look already; for
         what has come with another dtype; or the guard says that the whole run stands still."""
+        open_requests = [r for r in requests if not all(handle.Get_status() for handle in r.handles)]
         before = set(self.engine.departed)
         self.engine.find_departed()
         for request in open_requests:

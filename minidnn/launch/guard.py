@@ -88,7 +88,7 @@ class _Guard:
 
     def __enter__(self):
         if self.witness is not None:
-            faulthandler.register(signal.SIGQUIT, all_threads=False)  # the witness's question where it is
+            faulthandler.register(signal.SIGQUIT)  # the witness's question where it is
             self.witness.meet(self.control)
             self.comm.engine.find_departed = self._look
             self.comm.engine.alive = launch._alive = self.alive

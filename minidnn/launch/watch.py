@@ -109,8 +109,8 @@ class _Watch:
     def alive(self, source: socket.socket) -> None:
         """A sign of life, of this rank or, by the centre, of another; passed on once in a while."""
         now = time.monotonic()
-        if self.phase == "run" and not self.failed:
-            self.deadline, self.asked = now + self.limit, False
+        if self.phase == "run" and not self.failed and not self.asked:
+            self.deadline = now + self.limit
         if (self.centre or source is self.rank) and now > self.next_beat:
             self.next_beat = now + min(1.0, self.limit / 8)
             self.tell("beat", but=source)
