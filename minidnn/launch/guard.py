@@ -117,8 +117,7 @@ class _Guard:
         except SystemExit:
             raise
         except BaseException as second:  # a closed stdout, for one
-            _say(report(second, self.comm.rank, self.comm.size))
-            self._abort(code or 1)
+            self._abort(code or 1, report(second, self.comm.rank, self.comm.size))
         return True
 
     def _leave_normally(self):
@@ -129,24 +128,24 @@ class _Guard:
             self._goodbyes = [self.control.Isend(b"", rank, GOODBYE) for rank in others]
         failing = self._others(failing=False, patience=self.leave)
         if failing is None:
-            _say(f"rank {self.comm.rank} finished, but other ranks did not within {self.leave:g} s\n")
-            self._abort(LEFT_EARLY)
+            text = f"rank {self.comm.rank} finished, but other ranks did not within {self.leave:g} s\n"
+            self._abort(LEFT_EARLY, text)
         everyone = failing == self.comm.size  # has returned, and none has failed
         if everyone and (left := self.comm.left_over()):
-            _say("".join(f"{line}\n" for line in left))
-            self._abort(1)
+            self._abort(1, "".join(f"{line}\n" for line in left))
         self._tell("end", self.leave, 0)
 
     def _leave_failing(self, error, code):
         self._tell("end", self.leave, code)
         stalled = isinstance(error, StallError)
         if stalled:  # each says what it waits for; then one that does not wait, where it is
-            _say(f"{error}\n")
+            self._speak(f"{error}\n")
         speaker = self._others(failing=True, patience=2 * LOOK if stalled else PATIENCE)
         if speaker is None:  # the others are stuck, or busy; the lowest of several failing ranks comes first
             time.sleep(min(0.1 * self.comm.rank, 1.0))
-        if speaker in (None, self.comm.rank) and not stalled:
-            _say(report(error, self.comm.rank, self.comm.size))
+        if not stalled:
+            mine = speaker in (None, self.comm.rank)
+            self._speak(report(error, self.comm.rank, self.comm.size) if mine else "")
         if speaker is None or self.comm.engine.pending:
             # messages under way would keep MPI from shutting down
             if speaker is not None:
@@ -184,9 +183,16 @@ class _Guard:
         self._look()  # so that no word is left over when MPI shuts down
         return int(lowest[0])
 
-    def _abort(self, code):
-        self._tell("end", self.leave, code)
+    def _speak(self, text):
         try:
+            _say(text)
+        finally:
+            self._tell("spoken")
+
+    def _abort(self, code, text=""):
+        try:
+            self._tell("end", self.leave, code)
+            self._speak(text)
             sys.stdout.flush()
         finally:
             if self.control is not None:

@@ -6,11 +6,12 @@ a small process of the standard library alone: this file, run as a script.  The 
 
 - ``start S RANK``: the others are waited for until MPI is up, S seconds at most;
 - ``run S RANK``: main runs; ends if no rank of the run gives a sign of life (``beat``) for S seconds;
-- ``leave S``, then ``end S CODE``: main is over; the process must be gone within S seconds.
+- ``leave S``, then ``end S CODE``: main is over; the process must be gone within S seconds;
+- ``spoken``: a rank that fails has said why, or another has for it.
 
 The witnesses know one another by TCP, all with that of rank 0, the centre.  When a rank is gone before its
 ``end``, or ends with a code, all are told: the earliest of what happened within a moment is what went wrong, and
-rank 0's witness says so, unless that rank has spoken itself.  The other ranks then have :data:`GRACE` seconds to
+rank 0's witness says so, unless that rank has spoken.  The other ranks then have :data:`GRACE` seconds to
 end by themselves before their witnesses end them.  A connection that breaks is a witness that is gone, with its
 machine.
 """
@@ -41,6 +42,7 @@ class _Watch:
         self.deadline = inf  # of the phase
         self.asked = False  # the run stands still, and the rank has been told
         self.failed = False  # some rank has, and all know
+        self.silent = False  # this rank is ending, and may be without a word
         self.events: list[tuple[float, str]] = []  # when a rank ended, and what to say about it
         self.decision = inf  # when the earliest of them is spoken about
         self.next_beat = 0.0
@@ -88,7 +90,10 @@ class _Watch:
                 when, _, text = rest.partition(" ")
                 self.event(float(when), text)
             elif word == "fail":
-                self.fail()
+                self.fail(end)
+            elif word == "spoken":
+                self.silent = False
+                self.event(time.time(), "")
             elif word == "done":
                 self.done.add(end)
 
@@ -102,8 +107,9 @@ class _Watch:
         self.phase, self.limit = phase, float(seconds)
         if phase in ("start", "run"):
             self.name, self.centre = f"rank {detail}", detail == "0"
-        elif detail not in ("", "0"):
-            self.event(time.time(), "")
+        self.silent = phase != "start" and (phase, detail) != ("end", "0")
+        if phase == "end" and self.silent:
+            self.fail(self.rank)
         self.deadline = min(self.deadline if self.failed else inf, time.monotonic() + self.limit)
 
     def alive(self, source: socket.socket) -> None:
@@ -124,17 +130,19 @@ class _Watch:
             self.tell("stall", but=source)
 
     def event(self, when: float, text: str) -> None:
-        """A rank has ended the run; ``text`` is empty where it has said why, or is about to."""
+        """A rank has ended the run; ``text`` is empty where that has been said."""
         if not self.centre and len(self.rests) > (self.rank in self.rests):
             self.tell(f"event {when} {text}")
         else:
-            self.events.append((when, text))
-            if not self.failed:
+            if not self.events:
                 self.decision = time.monotonic() + MOMENT
-                self.tell("fail")
-        self.fail()
+            self.events.append((when, text))
+        self.fail(self.rank)
 
-    def fail(self) -> None:
+    def fail(self, source: socket.socket) -> None:
+        """All ranks must end, by themselves or by their witnesses."""
+        if not self.failed and (self.centre or source is self.rank):
+            self.tell("fail", but=source)
         self.failed, self.deadline = True, min(self.deadline, time.monotonic() + GRACE)
 
     def close(self, end: socket.socket) -> None:
@@ -148,7 +156,7 @@ class _Watch:
             return
         if self.phase == "end":
             self.tell("done")
-        elif self.phase != "start":
+        if self.silent:
             if os.getppid() == self.pid:  # it has become another program, which knows nothing of the others
                 os.kill(self.pid, signal.SIGKILL)
             how = "is gone without a word: killed by a signal, or ended by os._exit"
@@ -162,6 +170,7 @@ class _Watch:
             return
         if self.phase == "run" and self.asked:
             _say(f"{self.who()} has not gone on for {self.limit:g} s{self.stopped()}")
+            self.silent = False
             self.event(time.time(), "")
             self.asked, self.deadline = False, time.monotonic() + LOOK
             os.kill(self.pid, signal.SIGQUIT)  # by which it says where it is
@@ -172,7 +181,7 @@ class _Watch:
                 why = f"ends: the other ranks have not started within {self.limit:g} s (MINIDNN_START)"
             _say(f"{self.who()} {why}")
             self.event(time.time(), "")
-        self.phase, self.deadline = "end", inf
+        self.phase, self.silent, self.deadline = "end", False, inf
         os.kill(self.pid, signal.SIGKILL)
 
     def who(self) -> str:
