@@ -138,3 +138,23 @@ def test_blas_threads_are_shared_out_when_numpy_is_there_already():
             assert int(threads) == max(1, int(cores) // 2) and said.startswith(
                 f"{threads} BLAS threads a rank"
             )
+
+
+def test_progress_of_one_rank_keeps_the_waiting_ones_alive():
+    program = """
+        import time
+        from minidnn.data.progress import ProgressBar
+        from minidnn.launch import launch
+
+        def main(comm):
+            begin, bar, done = time.monotonic(), ProgressBar("decoding", None, False), 0
+            while comm.rank == 1 and time.monotonic() < begin + 7:
+                time.sleep(0.01)
+                bar.update(done := done + 1)
+            comm.barrier()
+            print("done")
+
+        launch(main, stall=3)
+    """
+    run = mpirun(3, program, timeout=60)
+    assert (run.returncode, run.stdout.count("done")) == (0, 3), run.stderr

@@ -187,7 +187,7 @@ class _Guard:
         try:
             _say(text)
         finally:
-            self._tell("spoken")
+            self._tell("said")
 
     def _abort(self, code, text=""):
         try:

@@ -7,13 +7,12 @@ a small process of the standard library alone: this file, run as a script.  The 
 - ``start S RANK``: the others are waited for until MPI is up, S seconds at most;
 - ``run S RANK``: main runs; ends if no rank of the run gives a sign of life (``beat``) for S seconds;
 - ``leave S``, then ``end S CODE``: main is over; the process must be gone within S seconds;
-- ``spoken``: a rank that fails has said why, or another has for it.
+- ``said``: a rank that fails has said why, or another has for it.
 
-The witnesses know one another by TCP, all with that of rank 0, the centre.  When a rank is gone before its
-``end``, or ends with a code, all are told: the earliest of what happened within a moment is what went wrong, and
-rank 0's witness says so, unless that rank has spoken.  The other ranks then have :data:`GRACE` seconds to
-end by themselves before their witnesses end them.  A connection that breaks is a witness that is gone, with its
-machine.
+The witnesses know one another by TCP, all with that of rank 0, the centre, which passes on what it hears.  When a rank
+is gone before its ``end``, or fails, all are told, and have :data:`GRACE` seconds to end by themselves before their
+witnesses end them.  Of a rank that is gone without a word its witness speaks, unless somebody has spoken: then it was
+ended like the others.  A connection that breaks is a witness that is gone, with its machine.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from math import inf
 
 GRACE = 8.0  # seconds to end in after another rank has failed; the guard's own waits add up to less
 LOOK = 2.0  # seconds for a rank that waits for a message to say so, and again for any to say where it is
-MOMENT = 0.3  # seconds in which the ends of several ranks are one event
 TICK = 0.5  # seconds after which a witness looks whether its rank is still there
 
 
@@ -42,9 +40,8 @@ class _Watch:
         self.deadline = inf  # of the phase
         self.asked = False  # the run stands still, and the rank has been told
         self.failed = False  # some rank has, and all know
-        self.silent = False  # this rank is ending, and may be without a word
-        self.events: list[tuple[float, str]] = []  # when a rank ended, and what to say about it
-        self.decision = inf  # when the earliest of them is spoken about
+        self.silent = False  # this rank would be gone without a word
+        self.said = False  # it has been said why the run ends
         self.next_beat = 0.0
         self.rests = {rank: b""}  # what has been read of a line, by open connection
         self.done: set[socket.socket] = set()  # connections to witnesses whose ranks have ended well
@@ -52,17 +49,12 @@ class _Watch:
         self.selector.register(rank, selectors.EVENT_READ)
 
     def run(self) -> None:
-        while self.rank in self.rests or self.decision < inf:
-            now = time.monotonic()
-            for key, _ in self.selector.select(max(0.0, min(TICK, self.deadline - now, self.decision - now))):
+        while self.rank in self.rests:
+            for key, _ in self.selector.select(max(0.0, min(TICK, self.deadline - time.monotonic()))):
                 self.read(key.fileobj)
-            now = time.monotonic()
-            if now > self.decision:
-                _say(min(self.events)[1])
-                self.decision = inf
             if self.rank in self.rests and os.getppid() != self.pid:
                 self.close(self.rank)
-            elif now > self.deadline:
+            elif time.monotonic() > self.deadline:
                 self.expire()
 
     def read(self, end: socket.socket) -> None:
@@ -86,14 +78,11 @@ class _Watch:
                 self.alive(end)
             elif word == "stall":
                 self.stall(end)
-            elif word == "event":
-                when, _, text = rest.partition(" ")
-                self.event(float(when), text)
             elif word == "fail":
                 self.fail(end)
-            elif word == "spoken":
-                self.silent = False
-                self.event(time.time(), "")
+            elif word == "said":
+                self.silent &= end is not self.rank
+                self.say("", end)
             elif word == "done":
                 self.done.add(end)
 
@@ -129,15 +118,15 @@ class _Watch:
         if self.centre or source is self.rank:
             self.tell("stall", but=source)
 
-    def event(self, when: float, text: str) -> None:
-        """A rank has ended the run; ``text`` is empty where that has been said."""
-        if not self.centre and len(self.rests) > (self.rank in self.rests):
-            self.tell(f"event {when} {text}")
-        else:
-            if not self.events:
-                self.decision = time.monotonic() + MOMENT
-            self.events.append((when, text))
-        self.fail(self.rank)
+    def say(self, text: str, source: socket.socket | None = None) -> None:
+        """It is said, here or where ``source`` leads, why the run ends."""
+        if text:
+            with suppress(OSError):  # where nobody reads it any more
+                os.write(2, f"{self.name} (process {self.pid} on {socket.gethostname()}) {text}\n".encode())
+        if not self.said and (self.centre or source in (None, self.rank)):
+            self.tell("said", but=source)
+        self.said = True
+        self.fail(source or self.rank)
 
     def fail(self, source: socket.socket) -> None:
         """All ranks must end, by themselves or by their witnesses."""
@@ -151,17 +140,15 @@ class _Watch:
         del self.rests[end]
         if end is not self.rank:
             if end not in self.done and self.phase == "run" and not self.failed:
-                whom = "another rank" if self.centre else "rank 0"
-                self.event(time.time(), f"{self.who()} has lost the connection to that of {whom}")
+                self.say(f"has lost the connection to {'another rank' if self.centre else 'rank 0'}")
             return
         if self.phase == "end":
             self.tell("done")
         if self.silent:
             if os.getppid() == self.pid:  # it has become another program, which knows nothing of the others
                 os.kill(self.pid, signal.SIGKILL)
-            how = "is gone without a word: killed by a signal, or ended by os._exit"
-            self.event(time.time(), f"{self.who()} {how}")
-        self.deadline = inf
+            if not self.said:
+                self.say("is gone without a word: killed by a signal, or ended by os._exit")
 
     def expire(self) -> None:
         """The time is over: ask, then kill."""
@@ -169,9 +156,8 @@ class _Watch:
             self.stall(self.rank)
             return
         if self.phase == "run" and self.asked:
-            _say(f"{self.who()} has not gone on for {self.limit:g} s{self.stopped()}")
+            self.say(f"has not gone on for {self.limit:g} s{self.stopped()}")
             self.silent = False
-            self.event(time.time(), "")
             self.asked, self.deadline = False, time.monotonic() + LOOK
             os.kill(self.pid, signal.SIGQUIT)  # by which it says where it is
             return
@@ -179,23 +165,14 @@ class _Watch:
             why = f"has left main, and not ended within {self.limit:g} s{self.stopped()}"
             if self.phase == "start":
                 why = f"ends: the other ranks have not started within {self.limit:g} s (MINIDNN_START)"
-            _say(f"{self.who()} {why}")
-            self.event(time.time(), "")
+            self.say(why)
         self.phase, self.silent, self.deadline = "end", False, inf
         os.kill(self.pid, signal.SIGKILL)
-
-    def who(self) -> str:
-        return f"{self.name} (process {self.pid} on {socket.gethostname()})"
 
     def stopped(self) -> str:
         with suppress(OSError), open(f"/proc/{self.pid}/stat") as file:
             return ": it is stopped" * (file.read().rpartition(")")[2].split()[0] in "Tt")
         return ""
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # where nobody reads it any more
-        os.write(2, f"{text}\n".encode() if text else b"")
 
 
 if __name__ == "__main__":
