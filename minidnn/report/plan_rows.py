@@ -16,7 +16,7 @@ from minidnn.parallel.placement import layout_text
 from minidnn.text import size
 
 
-def describe(plan) -> dict:
+def rows_of(plan) -> dict:
     """Rows and headings of a plan (`minidnn.parallel.Plan`), ready for JSON."""
     ranks = range(plan.size)
     held = [_held(plan, rank) for rank in ranks]
@@ -51,7 +51,9 @@ def _exchange(plan, exchange) -> dict:
             for i, direction in enumerate(directions):
                 for transfer in plan.transfers(exchange, direction, number, rank):
                     names[i][transfer.op] = None
-                    for moves in transfer.rounds(transfer.ranks.index(rank), [plan.nodes[r] for r in transfer.ranks]):
+                    for moves in transfer.rounds(
+                        transfer.ranks.index(rank), [plan.nodes[r] for r in transfer.ranks]
+                    ):
                         part = part or bool(moves)
                         sent[i] += plan.dtype.itemsize * sum(m.elements for m in moves if m.kind == "send")
                     groups |= {transfer.ranks} if part else set()
