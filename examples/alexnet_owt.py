@@ -25,7 +25,7 @@ It trains on drawn shapes, so nothing is downloaded; two ranks on two cores take
 
 from itertools import groupby
 
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 from minidnn.train import Session, Trainer, parse, parser
 
 
@@ -63,4 +63,4 @@ def main(comm):
 
 
 if __name__ == "__main__":
-    launch(main, stall=300)
+    launch(main)

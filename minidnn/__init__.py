@@ -8,9 +8,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from minidnn import _blas  # noqa: F401 - first of all: it sets the BLAS threads, which NumPy reads when imported
+from minidnn.launch import threads as _threads  # noqa: F401 - first of all: NumPy reads the number when imported
 
-_MODULES = "backend comm data functional gradcheck nn optim parallel random report train".split()
+_MODULES = "backend comm data functional gradcheck launch nn optim parallel random report train".split()
 _NAMES = {name: "tensor" for name in ("Function", "Tape", "Tensor", "is_grad_enabled", "no_grad")}
 
 __all__ = sorted([*_MODULES, *_NAMES])

@@ -15,7 +15,7 @@ import cupy
 import numpy as np
 from minidnn.comm import collectives as c
 from minidnn.comm.algorithms import ALGORITHMS
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 
 def main(comm, direct):
     r, p = comm.rank, comm.size

@@ -154,7 +154,7 @@ def test_mistakes_are_refused_on_threads():
 
 def test_mistakes_and_counts_are_the_same_under_mpi():
     pytest.importorskip("mpi4py")
-    program = "import numpy as np\nfrom minidnn.comm import launch\n" + "".join(
+    program = "import numpy as np\nfrom minidnn.launch import launch\n" + "".join(
         inspect.getsource(part) for part in (ring_shift, mistakes)
     )
     program += (

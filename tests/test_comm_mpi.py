@@ -13,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 from minidnn.comm import collectives as c, mpi, tuning
 from minidnn.comm.algorithms import ALGORITHMS
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 sys.path.insert(0, "tests")
 from closed_forms import closed_form
 
@@ -71,7 +71,7 @@ TRACED = """
 import sys, time
 import numpy as np
 from minidnn.comm import collectives as c, trace_files
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 
 def main(comm):
     run = trace_files.prepare(comm, sys.argv[1])
@@ -92,7 +92,7 @@ launch(main)
 
 FAULT = """
 import sys
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 sys.path.insert(0, "tests")
 from test_comm_protocol import FAULTS
 
@@ -106,11 +106,11 @@ launch(main, stall=4.0)
 # Calls of the library's all_reduce that overlap, on ranks that test them at different moments.
 LIBRARY = """
 import numpy as np
-from minidnn.comm import collectives as c, mpi
-from minidnn.comm.guard import launch
+from minidnn.comm import collectives as c, library
+from minidnn.launch import launch
 
 def main(comm):
-    mpi.SLICE = 1 << 12
+    library.SLICE = 1 << 12
     random = np.random.default_rng(comm.rank)
     for comm.crowded in (True, False):
         for comm.debug in (False, True):
@@ -128,6 +128,131 @@ def main(comm):
 
 launch(main)
 """
+
+
+# What one rank sends and another expects, where both are wrong together; in no case may numbers come of it.
+MISMATCH = """
+import sys
+import numpy as np
+from minidnn.comm import collectives as c
+from minidnn.launch import launch
+
+def main(comm):
+    case, r = sys.argv[1], comm.rank
+    comm.crowded = case == "library, crowded"
+    if case in ("short", "long"):
+        array = np.full({"short": (2, 4), "long": (8, 4)}[case][r], np.nan)
+        comm.wait([comm.irecv(array, 0) if r else comm.isend(array, 1)])
+    elif case == "size":
+        c.all_reduce(comm, np.ones(4 + 4 * r, np.float32))
+    elif case == "byte order":
+        c.all_reduce(comm, np.ones(4, "<f4" if r else ">f4"))
+    else:
+        algorithm = "mpi" if case.startswith("library") else "ring"
+        c.all_reduce(comm, np.ones(4, np.float32) if r else np.ones(2, np.float64), algorithm)
+    print("went on")
+
+launch(main, stall=20)
+"""
+
+ORDERS = """
+import numpy as np
+from minidnn.comm import collectives as c
+from minidnn.launch import launch
+
+def main(comm):
+    for comm.crowded in (False, True):
+        for dtype in (">f4", ">i8", ">c16", "<f8", "f2", "?"):
+            x = np.arange(5).astype(dtype)
+            y = c.all_reduce(comm, x, "mpi")
+            assert y.dtype == np.dtype(dtype)
+            np.testing.assert_array_equal(y, x + x)
+    print("fine")
+
+launch(main)
+"""
+
+# More splits than a library has room for, of communicators that are dropped; and two held at once are two.
+SPLITS = """
+import numpy as np
+from minidnn.comm import collectives as c
+from minidnn.launch import launch
+
+def main(comm):
+    for k in range(1100):
+        part = comm.split(None if comm.rank == k % 3 else 0, -comm.rank)
+        if part is not None:
+            assert part.ranks == tuple(r for r in (2, 1, 0) if r != k % 3)
+            assert c.all_reduce(part, np.array([comm.rank]))[0] == 3 - k % 3
+    a, b = comm.split(0), comm.split(0)
+    right, left = (comm.rank + 1) % 3, (comm.rank - 1) % 3
+    got = [np.zeros(1), np.zeros(1)]
+    requests = [a.isend(np.ones(1), right), b.isend(np.full(1, 2.0), right)]
+    comm.wait([*requests, b.irecv(got[1], left), a.irecv(got[0], left)])
+    assert (got[0][0], got[1][0]) == (1, 2)
+    print("fine")
+
+launch(main)
+"""
+
+WAITS = """
+import sys, time
+from minidnn.launch import launch
+
+def main(comm):
+    if comm.rank == 1:
+        time.sleep(60)
+    if sys.argv[1] == "split":
+        comm.split(0)
+    elif sys.argv[1] == "barrier":
+        comm.barrier()
+    else:
+        comm.exchange([1])
+
+launch(main, stall=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (
+            "short",
+            "rank 1 receives 32 bytes (float64) from rank 0 (send direct round 1/1), which sent 16 bytes",
+        ),
+        ("long", "rank 1 receives from rank 0 (send direct round 1/1)"),
+        ("size", "receives"),
+        ("dtype", "receives float64 from rank 1 (all_reduce ring round 1/2), which sent float32"),
+        ("byte order", "receives >f4 from rank 1 (all_reduce ring round 1/2), which sent float32"),
+        ("library", "sums 2 float64 (all_reduce mpi round 1/1), other ranks another number or dtype"),
+        (
+            "library, crowded",
+            "sums 2 float64 (all_reduce mpi round 1/1), other ranks another number or dtype",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_no_number(case, words):
+    run = mpirun(2, MISMATCH, case, timeout=60)
+    assert run.returncode != 0 and "ProtocolError" in run.stderr and words in run.stderr, run.stderr
+    assert run.stdout == "" or case in ("short", "long")  # the one who sent
+
+
+def test_the_librarys_all_reduce_of_any_byte_order():
+    run = mpirun(2, ORDERS, timeout=60)
+    assert run.returncode == 0 and run.stdout.count("fine") == 2, run.stderr
+
+
+def test_communicators_that_are_dropped_make_room():
+    run = mpirun(3, SPLITS, timeout=120)
+    assert run.returncode == 0 and run.stdout.count("fine") == 3, run.stderr
+
+
+@pytest.mark.parametrize("what", ["split", "barrier", "exchange"])
+def test_a_stall_names_the_operation(what):
+    run = mpirun(2, WAITS, what, timeout=60)
+    assert run.returncode != 0 and f"rank 0 has waited too long for rank 1 ({what} direct" in run.stderr, (
+        run.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from mpi import MPIRUN, ROOT, mpirun
+from mpi import ROOT, mpirun, needs_mpi
 
 SMALL = "--width 0.1 --batch 16 --images 64 --steps 3 --epochs 1 --validation 16 --quiet".split()
 EXACT = "--check --dtype float64".split()
-
-needs_mpi = pytest.mark.skipif(MPIRUN is None, reason='no mpirun: pip install "minidnn[mpi]"')
 
 
 def python(*args):
@@ -76,7 +74,7 @@ def test_plain_python_is_one_rank(example):
 def test_ranks_with_different_seeds():
     program = f"""
         import sys
-        from minidnn.comm.guard import launch
+        from minidnn.launch import launch
         from minidnn.train import parse, parser, train
 
         def main(comm):
@@ -103,7 +101,7 @@ def test_a_loss_that_is_not_finite():
 
 # The training loop of the examples, but for a weight that is changed on the way.
 SPOILT = """
-from minidnn.comm.guard import launch
+from minidnn.launch import launch
 from minidnn.train import Session, Trainer, parse, parser
 
 def main(comm):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi import MPIRUN
+from mpi import MPIRUN, needs_mpich
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT.parent / "shared" / "tools" / "hosts"
@@ -51,6 +51,7 @@ def _sent(host):
     return int(re.search(r"eth0:\s*(.*)", text).group(1).split()[8])
 
 
+@needs_mpich
 @pytest.mark.parametrize("example", ["alexnet_data.py", "alexnet_owt.py", "alexnet_layer_split.py"])
 def test_interfaces_count_what_the_ledger_counts(hosts, example):
     before = [_sent("h0"), _sent("h1")]

@@ -351,3 +351,82 @@ def test_replicated_everywhere():
         4,
         options={"mesh": Mesh(data=2, model=2)},
     )
+
+
+def two_inputs():
+    """Images, and tokens that are embedded, joined before the last layer."""
+    return nn.Sequential(
+        {
+            "conv1": nn.Conv2d(3, 4, 3),
+            "flatten": nn.Flatten(),
+            "words": (nn.Embedding(11, 6), "tokens"),
+            "both": (nn.Flatten(), "words"),
+            "join": (nn.Concatenate(("flatten",)), "both"),
+            "fc": nn.Linear(6 * 4 + 144, CLASSES),
+        },
+        external=("tokens",),
+    )
+
+
+@pytest.mark.parametrize("strategy", ["data", "layer_split", "tensor", "owt", "3d"])
+def test_several_inputs_and_tokens(strategy):
+    x, labels = images(16)[0][0], images(16)[1][0]
+    tokens = np.random.default_rng(1).integers(0, 11, (16, 4))
+    model = two_inputs().init(SEED, np.float64)
+    sgd, losses = plain_sgd({"all": model.parameters()}), []
+    for _ in range(2):
+        model.zero_grad()
+        loss = F.softmax_cross_entropy(model(x, tokens), labels)
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+
+    def main(comm):
+        shapes = {"input": SHAPE, "tokens": (4,)}
+        made = make_strategy(strategy, (net := two_inputs()), shapes, 4, Options(dtype="float64"))
+        running = Executor(net, shapes, made, comm, 16, SEED, plain_sgd)
+        start, stop = running.plan.input_rows(comm.rank)
+        given = {"input": x[start:stop], "tokens": tokens[start:stop]}
+        given = {
+            n: a if running.plan.region(running.plan.inputs[n].layout, (), comm.rank) else None
+            for n, a in given.items()
+        }
+        return (
+            [running.step(given, labels).loss for _ in range(2)],
+            gather_state(running),
+            replicas_equal(running),
+        )
+
+    for found, whole, same in threads.run(4, main):
+        np.testing.assert_allclose(found, losses, rtol=0, atol=LIMIT)
+        assert same
+        for name in whole or ():
+            np.testing.assert_allclose(whole[name], model.state_dict()[name], rtol=0, atol=LIMIT)
+
+
+@pytest.mark.parametrize("strategy", ["data", "tensor", "layer_split"])
+def test_labels_of_sequences(strategy):
+    """Tokens (n, t) in, a label for each, (n, t), out."""
+
+    def build():
+        return nn.Sequential(
+            {"words": nn.Embedding(11, 8), "fc1": nn.Linear(8, 8), "tanh": nn.Tanh(), "fc2": nn.Linear(8, 5)}
+        )
+
+    rng = np.random.default_rng(2)
+    tokens, labels = rng.integers(0, 11, (12, 7)), rng.integers(0, 5, (12, 7))
+    losses, state = alone(build(), tokens, labels, steps=2)
+
+    def main(comm):
+        made = make_strategy(strategy, (net := build()), (7,), 3, Options(dtype="float64"))
+        running = Executor(net, (7,), made, comm, 12, SEED, plain_sgd)
+        start, stop = running.plan.input_rows(comm.rank)
+        mine = tokens[start:stop] if start < stop else None
+        results = [running.step(mine, labels) for _ in range(2)]
+        return [r.loss for r in results], results[0].samples, gather_state(running)
+
+    for found, samples, whole in threads.run(3, main):
+        np.testing.assert_allclose(found, losses, rtol=0, atol=LIMIT)
+        assert samples == 12 * 7
+        for name in whole or ():
+            np.testing.assert_allclose(whole[name], state[name], rtol=0, atol=LIMIT)

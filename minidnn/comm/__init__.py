@@ -2,10 +2,9 @@
 
 - :mod:`.patterns`, :mod:`.algorithms`: the collectives as data, which rank sends what to whom in which round;
 - :mod:`.communicator`: sending and receiving (:mod:`.checks` refuses mistakes), :mod:`.engine`: collectives in
-  flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays), and
-  :mod:`.guard`, which ends every run that goes wrong;
-- :mod:`.collectives`, executed; :mod:`.headers` checks that the ranks agree, :mod:`.tuning` chooses an
-  algorithm by size;
+  flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays);
+- :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`
+  chooses an algorithm by size;
 - :mod:`.operation`: collectives on tensors split along axes, with their adjoints; :mod:`.functions`: the same
   as differentiable functions;
 - :mod:`.ledger`: what was sent and where the time went; :mod:`.trace_files` writes it.
@@ -13,7 +12,6 @@
 
 from . import collectives, functions, threads
 from .communicator import CommunicationError, Communicator, DeadlockError, ProtocolError
-from .guard import launch
 from .ledger import Ledger
 from .mpi import world
 
@@ -25,7 +23,6 @@ __all__ = [
     "ProtocolError",
     "collectives",
     "functions",
-    "launch",
     "threads",
     "world",
 ]

@@ -10,7 +10,6 @@ waits for may be waiting for those).  Waiting for single messages is the same: a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf
 from typing import Any
 
 from .ledger import Ledger
@@ -101,9 +100,9 @@ class Engine:
     def __init__(self):
         self.ledger, self.traffic = Ledger(), Traffic()
         self.alive: Callable[[], None] = lambda: None  # a guard that watches for stalls puts its own here
-        self.deadline = inf  # of waiting, on the clock of time.monotonic; the guard's, too
+        self.stalled = False  # no rank has given a sign of life for too long; the guard's, too
         self.debug = False
-        self.groups: list = []  # this rank's communicators, where a transport wants to know them
+        self.groups: list = []  # what a transport wants to know of this rank's groups
         self.pending: list[Pending] = []
         self.running: Pending | None = None  # whose generator runs at the moment
         self.scratch: dict = {}

@@ -1,9 +1,11 @@
-"""Device arrays over MPI: directly where the library can, else through pinned host memory."""
+"""Messages under way over MPI, and device arrays in them: directly where the library can, else by pinned memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +30,26 @@ def cuda_aware(mpi) -> bool:
     return False
 
 
+class Request:
+    """A send or receive under way; holds on to its array until it is complete.
+
+    ``peer`` is the world rank at the other end (None: a collective of the library); ``expected`` is what a receive
+    is for: the communicator, the rank in it, the tag and the array.
+    """
+
+    __slots__ = ("arrays", "done", "expected", "handles", "note", "peer", "then")
+
+    def __init__(self, handles, arrays, then: Callable[[], None] | None = None):
+        self.handles, self.arrays, self.then = handles, arrays, then
+        self.done, self.note, self.peer, self.expected = False, None, None, None
+
+    def finish(self):
+        self.done = True
+        if self.then is not None:
+            self.then()
+        self.arrays = self.then = self.expected = None
+
+
 class DeviceMessages:
     """Sends and receives CuPy arrays for an :class:`.mpi.MPICommunicator`."""
 
@@ -35,26 +57,18 @@ class DeviceMessages:
         self.comm, self.direct = comm, cuda_aware(comm.mpi)
         self.pool: dict[int, list] = {}
 
-    def isend(self, array, dest, tag):
-        from .mpi import Request
-
+    def post(self, call, array, peer, tag) -> Request:
+        """Send or receive by ``call``."""
         if self.direct:
-            self._synchronise()
-            return Request([self.comm.comm.Isend((array, self.comm.mpi.BYTE), dest, tag)], array)
-        host = self.to_host(array)
-        handles = [self.comm.comm.Isend(part, dest, tag) for part in self.comm.parts(host)]
-        return Request(handles, host, lambda: self._give_back(host))
-
-    def irecv(self, array, source, tag):
-        from .mpi import Request
-
-        if self.direct:
-            self._synchronise()  # what is still to read the old contents must have done so
-            return Request([self.comm.comm.Irecv((array, self.comm.mpi.BYTE), source, tag)], array)
-        host = self._pinned(array)
-
-        handles = [self.comm.comm.Irecv(part, source, tag) for part in self.comm.parts(host)]
-        return Request(handles, (host, array), lambda: self.to_device(host, array))
+            self._synchronise()  # also what is still to read the old contents must have done so
+            return Request([call((array, self.comm.mpi.BYTE), peer, tag)], array)
+        if call == self.comm.comm.Isend:
+            host = self.to_host(array)
+            then = partial(self._give_back, host)
+        else:
+            host = self._pinned(array)
+            then = partial(self.to_device, host, array)
+        return Request([call(part, peer, tag) for part in self.comm.parts(host)], (host, array), then)
 
     def to_host(self, array) -> np.ndarray:
         """A copy in pinned host memory, complete on return."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from minidnn.launch import alive
+
 
 class ProgressBar:
     """Draw ``label [####....] done/total`` on one line of stderr: ten times a second, once where it is no
@@ -30,9 +32,14 @@ class ProgressBar:
         self.width = 0  # of the line drawn last, to blank what a shorter one leaves
         self.interval = 0.1 if sys.stderr.isatty() else 1.0  # seconds
         self.drawn_at = -1.0
+        self.done: int | None = None
 
     def update(self, done: int) -> None:
-        """Draw the bar at `done`, unless it was drawn a moment ago and is not full yet."""
+        """Draw the bar at `done`, unless it was drawn a moment ago and is not full yet; going on is a sign of
+        life."""
+        if done != self.done:
+            self.done = done
+            alive()
         now = time.monotonic()
         if not self.show or (now - self.drawn_at < self.interval and done != self.total):
             return

@@ -115,9 +115,17 @@ class Sequential(Module):
             tape.layer = outer
         return x
 
-    def shapes(self, shape: Shape, *extra: Shape) -> Iterator[tuple[str, Module, tuple[Shape, ...], Shape]]:
-        """(name, layer, input shapes, output shape) per sample, layer by layer."""
-        known = dict(zip(self.inputs, (tuple(shape), *extra), strict=True))
+    def input_shapes(self, shape: Shape | Mapping[str, Shape], *extra: Shape) -> dict[str, Shape]:
+        """The shape of each input, by name, given in order or as such a mapping."""
+        if isinstance(shape, Mapping):
+            return {name: tuple(shape[name]) for name in self.inputs}
+        return dict(zip(self.inputs, (tuple(shape), *extra), strict=True))
+
+    def shapes(
+        self, shape: Shape | Mapping[str, Shape], *extra: Shape
+    ) -> Iterator[tuple[str, Module, tuple[Shape, ...], Shape]]:
+        """(name, layer, input shapes, output shape) per sample, layer by layer; see `input_shapes`."""
+        known = self.input_shapes(shape, *extra)
         for name, layer in self:
             inputs = tuple(known[source] for source in self.sources[name])
             known[name] = layer.output_shape(*inputs)

@@ -86,7 +86,7 @@ class Executor:
                 f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}"
             )
         self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
-        self.shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
+        self.shapes = model.input_shapes(shape)
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
         self.dtype = np.dtype(self.options.dtype)
         check_same(comm, self._settings(batch))

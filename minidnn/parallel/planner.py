@@ -144,12 +144,11 @@ class _Builder:
 
     def __init__(self, model: nn.Sequential, shape: Shapes, strategy: Strategy) -> None:
         self.strategy, self.mesh, self.tag = strategy, strategy.mesh, FIRST_TAG
-        shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
-        rows = list(model.shapes(*(shapes[name] for name in model.inputs)))
+        rows = list(model.shapes(shape))
         self.inputs = list(model.inputs)
         self.names = [*model.names, LOSS]
         self.layers = {name: layer for name, layer, *_ in rows} | {LOSS: None}
-        self.out_shapes = shapes | {name: tuple(out) for name, *_, out in rows}
+        self.out_shapes = model.input_shapes(shape) | {name: tuple(out) for name, *_, out in rows}
         self.sources = dict(model.sources) | {LOSS: (model.names[-1],)}
         self.in_shapes = {n: tuple(self.out_shapes[v] for v in self.sources[n]) for n in self.names}
         self.out_shapes[LOSS] = ()

@@ -21,8 +21,7 @@ class Table:
 
     def __init__(self, model: nn.Sequential, shape: Shapes, mesh: Mesh) -> None:
         self.mesh, self.notes = mesh, []
-        shapes = dict(shape) if isinstance(shape, Mapping) else {model.inputs[0]: tuple(shape)}
-        rows = list(model.shapes(*(shapes[name] for name in model.inputs)))
+        rows = list(model.shapes(shape))
         self.layers = {name: layer for name, layer, *_ in rows} | {LOSS: None}
         self.shapes = {name: inputs for name, _, inputs, _ in rows} | {LOSS: (rows[-1][-1],)}
         self.outs = {name: out for name, *_, out in rows} | {LOSS: ()}

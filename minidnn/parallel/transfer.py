@@ -369,7 +369,9 @@ def _pieces(pairs, blocks: Blocks, axes, ranks, sources, targets, micro_batch: M
     places = [[blocks.mesh.coordinate(r, axis) for axis in axes] for r in ranks]
     # what is the same everywhere, and terms of a sum, each member takes from itself
     own = [n for n, (a, b) in enumerate(pairs) if a == Replicate() or b == Partial()]
-    first = [n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()]  # of equal copies, as a term
+    first = [
+        n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()
+    ]  # of equal copies, as a term
     near: dict[tuple[int, ...], list[int]] = {}
     for j, place in enumerate(places):
         near.setdefault(tuple(place[n] for n in own), []).append(j)

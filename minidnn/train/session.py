@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from .. import nn
-from .._blas import STATUS
 from ..backend import get_array_module
 from ..comm.communicator import Communicator
 from ..comm.tuning import measure
 from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..launch.threads import status
 from ..optim import SGD
 from ..parallel import Executor, make_strategy
 from ..parallel.costs import measured_costs
@@ -157,7 +157,7 @@ class Session:
         """What runs where, in a line or two, and which options have no effect."""
         nodes = len(set(self.comm.nodes))
         where = f"{self.comm.size} rank{'s' * (self.comm.size > 1)} on {nodes} host{'s' * (nodes > 1)}"
-        lines = [f"{where}, {STATUS}, {self.args.device}", repr(self.dataset)]
+        lines = [f"{where}, {status()}, {self.args.device}", repr(self.dataset)]
         if self.comm.rank == 0:
             shape = self.executor.shapes[nn.sequential.INPUT]
             lines += without_effect(self.args, self.model, shape, self.comm.size)

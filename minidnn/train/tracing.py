@@ -12,9 +12,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from .._blas import STATUS
 from ..comm import trace_files
 from ..errors import InputError
+from ..launch.threads import status
 from ..parallel import Result
 from ..parallel.memory import rank_memory
 from ..report.explain import explain
@@ -111,7 +111,7 @@ class Tracing:
             "dtype": args.dtype,
             "dataset": repr(self.session.dataset),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-            "threads": STATUS,
+            "threads": status(),
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "options": {key: value for key, value in vars(args).items() if value is not None},
             "plan": str(plan),

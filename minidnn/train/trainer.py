@@ -10,9 +10,9 @@ from time import perf_counter
 import numpy as np
 
 from ..comm.communicator import Communicator
-from ..comm.guard import launch
 from ..data import Batch
 from ..data.progress import ProgressBar
+from ..launch import launch
 from ..parallel import Result, gather_weights, unequal_replicas
 from ..text import size
 from .closing import Meter, time_table, traffic_table
@@ -23,15 +23,13 @@ from .session import Session
 from .tracing import Tracing
 from .twin import LIMITS, largest_difference
 
-STALL = 300.0  # seconds without a step after which a rank says where it hangs
-
 
 def run(description: str, strategy: str | None, argv: Sequence[str] | None = None) -> None:
     """A whole program: options, guard, training, closing table.
 
     Exits with code 0, 1 (the check failed, or a rank raised) or 2 (bad input).
     """
-    launch(_main, description, strategy, argv, stall=STALL)
+    launch(_main, description, strategy, argv)
 
 
 def _main(comm: Communicator, description: str, strategy: str | None, argv: Sequence[str] | None) -> None:
