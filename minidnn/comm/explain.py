@@ -10,6 +10,7 @@ import argparse
 from math import ceil
 
 from minidnn.errors import InputError
+from minidnn.pictures import save, styled
 
 from .algorithms import ALGORITHMS, normalise
 from .closed_forms import closed_form
@@ -45,7 +46,8 @@ def main(args: argparse.Namespace) -> str:
     history, options = _history(args)
     text = table(history) + "\n\n" + costs(history, options)
     if args.plot:
-        figure(history).savefig(args.plot, dpi=150, bbox_inches="tight")
+        with styled():
+            save(figure(history), args.plot, dpi=150, bbox_inches="tight")
         text += f"\ndrawn to {args.plot}"
     return text
 
@@ -133,11 +135,8 @@ def costs(history: Provenance, options: dict) -> str:
 
 def figure(history: Provenance):
     """The same, drawn: time to the right, ranks downwards, arrows for messages, darker for more complete."""
-    try:
+    with styled() as Figure:
         import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError('--plot needs matplotlib: pip install "minidnn[plot]"') from None
     p, times, n = len(history.rounds), len(history.states), max(1, history.edges[-1])
     colours = matplotlib.colormaps["cividis_r"]
     drawing = Figure(figsize=(min(24, 1.2 + 2.1 * times), 1.0 + 0.75 * p))

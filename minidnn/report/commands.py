@@ -79,9 +79,6 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_graph(args: argparse.Namespace, plan) -> int:
     """Draw a plan."""
-    try:
-        drawn_by = save_graph(plan, args.out)
-    except OSError as error:
-        raise InputError(f"cannot write {args.out}: {error.strerror or error}") from None
+    drawn_by = save_graph(plan, args.out)
     print(f"wrote {args.out}, drawn by {drawn_by}")
     return 0

@@ -9,6 +9,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from minidnn.files import writing
 from minidnn.report.adjoint import adjoint_messages
 from minidnn.report.bandwidth import collective_rows, fit_text
 from minidnn.report.breakdown import PARTS, TITLES, by_rank
@@ -40,7 +41,8 @@ def save_html(trace: Trace, path: str | Path, steps: list[int] | None = None) ->
     for marker, text in parts.items():
         before, after = page.split(marker)
         page = before + text + after
-    Path(path).write_text(page, encoding="utf-8")
+    with writing(path) as file:
+        file.write(page)
 
 
 def _asset(name: str) -> str:

@@ -20,7 +20,7 @@ from ..optim import SGD
 from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
-from ..report.matplot import check_target
+from ..pictures import check_target
 from .options import BATCH, default_image, parallel_options, without_effect
 from .reference import Reference
 from .twin import Twin, chunk_rows
