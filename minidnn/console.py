@@ -102,6 +102,11 @@ def memory():
         raise InputError(f"not enough memory ({error or 'none left'}): ask for less") from None
 
 
+def drop_output() -> None:
+    """Let what is still printed go nowhere, and quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_program(main: Callable[..., int | None], *args: object) -> None:
     """Run a program of one process and exit: with what it returns, or with 2 and one line on bad input."""
     any_text(sys.stdout)
@@ -113,6 +118,12 @@ def run_program(main: Callable[..., int | None], *args: object) -> None:
         sys.stderr.write(f"error: {error}\n")
         code = 2
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 0
+    except OSError as error:
+        if error.filename:
+            raise
+        drop_output()
+        sys.stderr.write(f"error: cannot print: {error.strerror or error}\n")
+        code = 2
     raise SystemExit(code)

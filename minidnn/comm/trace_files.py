@@ -68,9 +68,9 @@ def prepare(
     claim = Claim()
     if comm.rank == 0:
         claim, complaint = _claim(folder, overwrite, also)
-        first = _exchange_texts(comm, complaint or "+" + claim)[0]
+        first = exchange_texts(comm, complaint or "+" + claim)[0]
     else:
-        first = _exchange_texts(comm, "")[0]
+        first = exchange_texts(comm, "")[0]
         complaint = _try_folder(folder) if first.startswith("+") else ""
     try:
         _agree(comm, complaint)  # the folder may be on another machine's disk
@@ -125,12 +125,13 @@ def _is_ours(path: Path) -> bool:
 
 def _agree(comm: Communicator, complaint: str) -> None:
     """Raise InputError on every rank if one has something to complain about."""
-    for text in _exchange_texts(comm, complaint):
+    for text in exchange_texts(comm, complaint):
         if text:
             raise InputError(text)
 
 
-def _exchange_texts(comm, text: str) -> list[str]:
+def exchange_texts(comm: Communicator, text: str) -> list[str]:
+    """A short text of every rank, in order of rank."""
     own = np.zeros(TEXT, np.uint8)
     data = printable(text).encode()[:TEXT]
     own[: len(data)] = np.frombuffer(data, np.uint8)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from time import monotonic
 
 import numpy as np
 
 from ..comm.communicator import Communicator
 from ..comm.ledger import Ledger
+from ..comm.trace_files import exchange_texts
+from ..errors import InputError
 from ..parallel.plan import Plan
 from ..report.text import size, table
 
+HEARTBEAT, GOES_ON = 5.0, "+"  # seconds between two words of rank 0 that works alone, and the word
 STATES = {
     "input": "input",
     "compute": "compute",
@@ -64,6 +69,39 @@ def _by_state(ledger: Ledger) -> dict[str, float]:
     for (state, _, _), value in ledger.times().items():
         seconds[state] += value
     return seconds
+
+
+def alone(comm: Communicator, *works: Callable[[Callable[[], None]], None]) -> str:
+    """Let rank 0 work while the others wait for it; every rank calls this.
+
+    Each work is given a function to call now and then. It tells the others that rank 0 goes on, so that none takes
+    long work for a stall.
+
+    Returns
+    -------
+    str
+        On every rank what the first work that raised an InputError complains about; empty if none did.
+    """
+    if comm.rank:
+        while (text := exchange_texts(comm, "")[0]) == GOES_ON:
+            comm.alive()
+        return text
+    complaints, told = [], monotonic()
+
+    def alive() -> None:
+        nonlocal told
+        comm.alive()
+        if monotonic() - told > HEARTBEAT:
+            exchange_texts(comm, GOES_ON)
+            told = monotonic()
+
+    for work in works:
+        try:
+            work(alive)
+        except InputError as error:
+            complaints.append(str(error))
+    exchange_texts(comm, *complaints[:1] or ("",))
+    return "".join(complaints[:1])
 
 
 def time_table(comm: Communicator, meter: Meter) -> tuple[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from .._blas import STATUS
 from ..backend import get_array_module
 from ..comm.communicator import Communicator
 from ..comm.tuning import measure
+from ..console import any_text, drop_output
 from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
@@ -42,6 +44,8 @@ class Session:
 
     def __init__(self, comm: Communicator, args: argparse.Namespace) -> None:
         self.comm, self.args = comm, args
+        self.unheard: InputError | None = None  # why something could not be printed
+        any_text(sys.stdout)
         if args.plot and comm.rank == 0:
             check_target(args.plot)
         options = {name: value for name, value in vars(args).items() if name not in LOCAL}
@@ -76,10 +80,17 @@ class Session:
         self.train = self.loader(training=True)
         self.validation = self.loader(training=False) if args.validation else None
 
-    def say(self, *text: object) -> None:
+    def say(self, *text: object, **options: Any) -> None:
         """Print, on rank 0."""
-        if self.comm.rank == 0:
-            print(*text, flush=True)
+        try:
+            if self.comm.rank == 0:
+                print(*text, flush=True, **options)
+        except OSError as error:  # the run goes on, for its files
+            drop_output()
+            if not isinstance(
+                error, BrokenPipeError
+            ):  # the reader of a pipe, such as `head`, has seen enough
+                self.unheard = InputError(f"cannot print: {error.strerror or error}")
 
     def _dataset(self) -> Dataset:
         args = self.args
