@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from .console import IMAGE, WIDTH, Parser, count, measure, run_program
 from .errors import InputError
 
 
@@ -21,22 +22,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run("Train a model by any strategy: mpirun -n 2 minidnn train --strategy owt", None, argv[1:])
         return
-    try:
-        args = _parser().parse_args(argv)
-        code = args.run(args)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        sys.stderr.close()
-        raise SystemExit(0) from None
-    raise SystemExit(code)
+    run_program(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    return args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="minidnn", description="Deep learning in which every message can be seen."
-    )
+    parser = Parser(prog="minidnn", description="Deep learning in which every message can be seen.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str, fill: Callable, run: Callable) -> None:
@@ -114,10 +109,10 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", default="alexnet", help="alexnet, lenet, mlp, ...")
     p.add_argument("--variant", help="of alexnet: thesis, 2012 or owt; default by the image's size")
     p.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
-    p.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
-    p.add_argument("--image", type=int, default=56, help="pixels")
-    p.add_argument("--classes", type=int, default=200)
-    p.add_argument("--batch", type=int, help="samples of a step over all ranks")
+    p.add_argument("--width", type=WIDTH, default=1.0, help="of alexnet: factor on channels and features")
+    p.add_argument("--image", type=IMAGE, default=56, help="pixels")
+    p.add_argument("--classes", type=count(), default=200)
+    p.add_argument("--batch", type=count(), help="samples of a step over all ranks")
 
 
 def _plan_options(p: argparse.ArgumentParser) -> None:
@@ -130,23 +125,25 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STRATEGIES)}; several with --compare, and variants: data,data:factors,owt:b,owt:pairs",
     )
     p.add_argument("--ranks", default="2", help="number of ranks; several with --compare: 2,4,8")
-    p.add_argument("--batch-per-rank", type=int)
+    p.add_argument("--batch-per-rank", type=count())
     p.add_argument(
-        "--nodes", type=int, default=1, help="hosts that the ranks are spread over, for hierarchical"
+        "--nodes", type=count(), default=1, help="hosts that the ranks are spread over, for hierarchical"
     )
     p.add_argument("--dtype", default="float32")
     p.add_argument("--all-reduce", default="ring")
-    p.add_argument("--buckets", type=float, default=25.0, metavar="MIB")
+    p.add_argument("--buckets", type=measure(1e6), default=25.0, metavar="MIB")
     p.add_argument("--sharded-momentum", action="store_true")
     p.add_argument("--scheme", default="a", help="of owt: a, b or c")
     p.add_argument("--fc-update", default="once", help="of owt: once or each")
     p.add_argument("--fc-gradients", default="sum", help="of replicated linear weights: sum or factors")
     p.add_argument("--fc-pairs", action="store_true", help="of owt: column/row pairs")
-    p.add_argument("--micro-batches", type=int, default=1)
+    p.add_argument("--micro-batches", type=count(), default=1)
     p.add_argument("--schedule", default="1f1b", help="of layer_split: naive, gpipe, 1f1b or zb-h1")
     p.add_argument("--stages", help="of layer_split: first layers of stages, as conv3,fc6 or 5,11")
-    p.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
-    p.add_argument("--rank", type=int, action="append", metavar="R", help="show this rank only (repeatable)")
+    p.add_argument("--dp", type=count(), help="of hybrid and alexnet2012: rows of the process grid")
+    p.add_argument(
+        "--rank", type=count(0), action="append", metavar="R", help="show this rank only (repeatable)"
+    )
     p.add_argument("--compare", action="store_true", help="one table over strategies and numbers of ranks")
     p.set_defaults(local_batch_norm=False, image=None)
 
@@ -169,14 +166,13 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     from .parallel import make_plan, make_strategy
     from .train.options import BATCH, default_image, parallel_options
 
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise InputError(f"--ranks {ranks}: expected a number from 1 up (several only with --compare)")
+    if not ranks.isdecimal() or len(ranks) > 4 or not 1 <= int(ranks) <= 1024:
+        raise InputError(
+            f"--ranks {ranks}: expected a number from 1 up (several only with --compare), to 1024"
+        )
     size = int(ranks)
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
-    for name in ("batch", "batch_per_rank"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     batch = args.batch_per_rank * size if args.batch_per_rank else args.batch or BATCH
     if not 1 <= args.nodes <= size:
         raise InputError(f"--nodes {args.nodes}: expected 1 to {size}, the number of ranks")
@@ -185,13 +181,10 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     if args.image is None:
         args.image = default_image("2012" if strategy == "alexnet2012" else "")
     shape = (args.image, args.image, 3)
-    try:
-        model = _build_model(args, strategy)
-        return make_plan(
-            model, shape, make_strategy(strategy, model, shape, size, options), batch, options, args.model
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    model = _build_model(args, strategy)
+    return make_plan(
+        model, shape, make_strategy(strategy, model, shape, size, options), batch, options, args.model
+    )
 
 
 _VARIANTS = {
@@ -233,10 +226,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _summary(args: argparse.Namespace) -> int:
     from . import nn
 
-    try:
-        print(nn.summary(_build_model(args), (args.image, args.image, 3), args.batch or 1))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    print(nn.summary(_build_model(args), (args.image, args.image, 3), args.batch or 1))
     return 0
 
 

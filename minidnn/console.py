@@ -55,9 +55,9 @@ def count(least: int = 1, most: int = MOST) -> Callable:
     return number(int, f"{rule}, at most {most:,}", least, most)
 
 
-def measure(most: float = 1e9) -> Callable:
-    """A number that is not negative."""
-    return number(float, f"a number from 0 up, at most {most:g}", 0, most)
+def measure(most: float = inf) -> Callable:
+    """A number that is not negative, and below `most`."""
+    return number(float, "a number from 0 up" + f" and below {most:g}" * (most < inf), 0, most, below=True)
 
 
 FRACTION = number(float, "a number from 0 up and below 1", 0, 1, below=True)

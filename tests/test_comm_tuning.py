@@ -1,6 +1,5 @@
 """The cost model behind "auto", the cache of measured links, and the explanations."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from minidnn.comm import collectives, explain, threads, tuning
 from minidnn.comm.tuning import Link
+from minidnn.console import Parser
 from minidnn.errors import InputError
 
 SLOW_START = Link(alpha=1e-3, beta=1e-9, gamma=0.0)  # messages are dear, bytes are cheap
@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
 
 
 def explained(*arguments):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     explain.add_arguments(parser)
     return explain.main(parser.parse_args(map(str, arguments)))
 

@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from minidnn.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -83,25 +85,25 @@ def default_segments(n: int) -> int:
 def normalise(op: str, algorithm: str, p: int, counts):
     """Check the choice and return ``counts`` in the form the algorithm takes (a hashable one)."""
     if op not in ALGORITHMS:
-        raise ValueError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
+        raise InputError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
     if algorithm not in ALGORITHMS[op]:
-        raise ValueError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
+        raise InputError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
     if op in BLOCKED:
         counts = split_counts(counts, p) if isinstance(counts, int) else tuple(int(c) for c in counts)
         if len(counts) != p or min(counts) < 0:
-            raise ValueError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
+            raise InputError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
     elif op == "all_to_all":
         if isinstance(counts, int):  # every rank cuts its n elements evenly
             counts = (split_counts(counts, p),) * p
         counts = tuple(tuple(int(c) for c in row) for row in counts)
         if len(counts) != p or any(len(row) != p or min(row) < 0 for row in counts):
-            raise ValueError(
+            raise InputError(
                 f"all_to_all over {p} ranks needs a {p} x {p} matrix of counts >= 0, got {counts}"
             )
     else:
         counts = int(counts)
         if counts < 0:
-            raise ValueError(f"{op} needs a length >= 0, got {counts}")
+            raise InputError(f"{op} needs a length >= 0, got {counts}")
     return counts
 
 
@@ -148,15 +150,15 @@ def rounds(
 
     Raises
     ------
-    ValueError
+    InputError
         Unknown operation or algorithm, or counts that do not fit.
     """
     counts = normalise(op, algorithm, p, counts)
     if not 0 <= rank < p or not 0 <= root < p:
-        raise ValueError(f"rank {rank} and root {root} must be in 0..{p - 1}")
+        raise InputError(f"rank {rank} and root {root} must be in 0..{p - 1}")
     nodes = (0,) * p if nodes is None else tuple(nodes)
     if len(nodes) != p:
-        raise ValueError(f"nodes has {len(nodes)} entries for {p} ranks")
+        raise InputError(f"nodes has {len(nodes)} entries for {p} ranks")
     return _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest)
 
 

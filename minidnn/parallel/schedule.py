@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -109,7 +111,7 @@ def one_weird_trick(scheme: str, chunks: int, update_each: bool) -> list[Action]
     connected work on chunk j, and the gradients of chunk j travel during the work on j + 1.
     """
     if scheme == "a" and chunks != 1:
-        raise ValueError(f"scheme (a) exchanges the whole batch at once: 1 chunk, got {chunks}")
+        raise InputError(f"scheme (a) exchanges the whole batch at once: 1 chunk, got {chunks}")
     actions: list[Action] = [Forward(0, 0), Start(0, 0, "forward")]
     for c in range(chunks):
         if c + 1 < chunks:

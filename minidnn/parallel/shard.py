@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .. import functional as F
 from .. import nn
+from ..errors import InputError
 from ..tensor import Tensor
 from .placement import OnRank, Partial, Placement, Replicate, Shard, bounds
 
@@ -27,7 +28,7 @@ _CHANNELWISE = (
 )
 
 
-class PlacementError(ValueError):
+class PlacementError(InputError):
     """A placement that a layer cannot take."""
 
 

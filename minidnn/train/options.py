@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Sequence
-from math import inf
 from pathlib import Path
 
+from ..console import FRACTION, IMAGE, WIDTH, Parser, count, measure, one_of, path
 from ..errors import InputError
 from ..nn.models import MODELS
 from ..parallel.schedule import PIPELINES
@@ -21,21 +21,6 @@ CHECK_STEPS = 3
 # few samples a step is the reading and updating of the fully connected weights, however the work is split.
 BATCH, EPOCHS, RATE = Options.batch, 10, 0.01
 
-# What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
-_RANGES = (
-    (
-        ("batch", "batch_per_rank", "epochs", "steps", "images", "image", "trace_steps"),
-        "1 or more",
-        lambda value: value >= 1,
-    ),
-    (
-        ("validation", "seed", "lr", "conv_lr_scale", "weight_decay", "decay", "buckets"),
-        "a number from 0 up",
-        lambda value: 0 <= value < inf,
-    ),
-    (("width",), "a number above 0", lambda value: 0 < value < inf),
-    (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
-)
 # Options that only some strategies read.
 _USED_BY = {
     **dict.fromkeys(("scheme", "fc_update", "fc_pairs", "conv_lr_scale"), ("owt", "hybrid")),
@@ -50,20 +35,15 @@ _USED_BY = {
 _TOML = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text")}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains by InputError, so that under MPI one rank speaks for all."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message} (see --help)")
-
-
 def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
     """The parser of a training program; `strategy` is its default, or None to ask for one."""
-    p = _Parser(
+    p = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags override it")
+    p.add_argument(
+        "--config", type=path, metavar="FILE.toml", help="read options from a TOML file; flags override it"
+    )
     _model_options(p.add_argument_group("model and data"))
     _training_options(p.add_argument_group("training"))
     _parallel_options(p.add_argument_group("parallelism"), strategy)
@@ -77,35 +57,38 @@ def _model_options(g) -> None:
         "--variant", help="of alexnet: thesis, 2012 or owt; default thesis, 2012 with --strategy alexnet2012"
     )
     g.add_argument("--norm", default="lrn", help="of alexnet: lrn or batch")
-    g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
-    g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
+    g.add_argument("--width", type=WIDTH, default=1.0, help="of alexnet: factor on channels and features")
+    g.add_argument("--dropout", type=FRACTION, default=0.5, help="of alexnet's fully connected layers")
     g.add_argument(
-        "--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes"
+        "--data",
+        type=path,
+        metavar="PATH",
+        help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes",
     )
-    g.add_argument("--image", type=int, help="pixels; default the data set's; of shapes 56, 67 for 2012")
-    g.add_argument("--classes", type=int, default=10, help="of the embedded shapes")
-    g.add_argument("--images", type=int, default=2000, help="training images of the embedded shapes")
+    g.add_argument("--image", type=IMAGE, help="pixels; default the data set's; of shapes 56, 67 for 2012")
+    g.add_argument("--classes", type=count(), default=10, help="of the embedded shapes")
+    g.add_argument("--images", type=count(), default=2000, help="training images of the embedded shapes")
     g.add_argument("--augment", action="store_true", help="random flips and crops")
 
 
 def _training_options(g) -> None:
-    g.add_argument("--batch", type=int, help=f"samples of a step over all ranks; default {BATCH}")
-    g.add_argument("--batch-per-rank", type=int, help="samples of a step per rank, instead")
-    g.add_argument("--epochs", type=int, help=f"default {EPOCHS}")
-    g.add_argument("--steps", type=int, help="of an epoch; default once through the data")
+    g.add_argument("--batch", type=count(), help=f"samples of a step over all ranks; default {BATCH}")
+    g.add_argument("--batch-per-rank", type=count(), help="samples of a step per rank, instead")
+    g.add_argument("--epochs", type=count(), help=f"default {EPOCHS}")
+    g.add_argument("--steps", type=count(), help="of an epoch; default once through the data")
     g.add_argument(
-        "--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none"
+        "--validation", type=count(0), default=500, metavar="N", help="validation images an epoch; 0: none"
     )
-    g.add_argument("--lr", type=float, default=RATE, help=f"learning rate, default {RATE}")
+    g.add_argument("--lr", type=measure(), default=RATE, help=f"learning rate, default {RATE}")
     g.add_argument(
-        "--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate"
+        "--conv-lr-scale", type=measure(), default=1.0, help="of owt: factor on the convolutions' rate"
     )
-    g.add_argument("--momentum", type=float, default=0.9)
-    g.add_argument("--weight-decay", type=float, default=5e-4)
-    g.add_argument("--decay", type=float, default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
+    g.add_argument("--momentum", type=FRACTION, default=0.9)
+    g.add_argument("--weight-decay", type=measure(), default=5e-4)
+    g.add_argument("--decay", type=measure(), default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
     g.add_argument("--dtype", default="float32", help="float32 or float64")
-    g.add_argument("--seed", type=int, default=0)
-    g.add_argument("--device", default="cpu", help="cpu or gpu")
+    g.add_argument("--seed", type=count(0, 2**63 - 1), default=0)
+    g.add_argument("--device", type=one_of("cpu", "gpu"), default="cpu", help="cpu or gpu")
 
 
 def _parallel_options(g, strategy: str | None) -> None:
@@ -114,7 +97,11 @@ def _parallel_options(g, strategy: str | None) -> None:
         "--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto"
     )
     g.add_argument(
-        "--buckets", type=float, default=25.0, metavar="MIB", help="gradient buckets; 0: one per parameter"
+        "--buckets",
+        type=measure(1e6),
+        default=25.0,
+        metavar="MIB",
+        help="gradient buckets; 0: one per parameter",
     )
     g.add_argument(
         "--sharded-momentum", action="store_true", help="each rank updates its shard of the gradients"
@@ -130,11 +117,16 @@ def _parallel_options(g, strategy: str | None) -> None:
     g.add_argument(
         "--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers"
     )
-    g.add_argument("--micro-batches", type=int, default=1, metavar="M")
+    g.add_argument("--micro-batches", type=count(), default=1, metavar="M")
     g.add_argument("--schedule", default="1f1b", help=f"of layer_split: {', '.join(PIPELINES)}")
     g.add_argument("--stages", help="of layer_split: first layers of stages 1, 2, ..., as conv3,fc6 or 5,11")
-    g.add_argument("--balance", default="estimated", help="of layer_split: estimated or measured layer costs")
-    g.add_argument("--dp", type=int, help="of hybrid and alexnet2012: rows of the process grid")
+    g.add_argument(
+        "--balance",
+        type=one_of("estimated", "measured"),
+        default="estimated",
+        help="of layer_split: estimated or measured layer costs",
+    )
+    g.add_argument("--dp", type=count(), help="of hybrid and alexnet2012: rows of the process grid")
     g.add_argument("--debug-comm", action="store_true", help="compare a header before every collective")
 
 
@@ -144,10 +136,12 @@ def _output_options(g) -> None:
         action="store_true",
         help="run the one-process twin beside and compare; of a trace, each message",
     )
-    g.add_argument("--plot", metavar="FILE.png", help="curves, and where the time went")
-    g.add_argument("--trace", metavar="DIR", help="record every message; write tables, pictures and a report")
+    g.add_argument("--plot", type=path, metavar="FILE.png", help="curves, and where the time went")
     g.add_argument(
-        "--trace-steps", type=int, default=20, metavar="N", help="keep the last N steps of a trace"
+        "--trace", type=path, metavar="DIR", help="record every message; write tables, pictures and a report"
+    )
+    g.add_argument(
+        "--trace-steps", type=count(), default=20, metavar="N", help="keep the last N steps of a trace"
     )
     g.add_argument("--overwrite", action="store_true", help="let --trace replace an earlier run's folder")
     g.add_argument("--explain", action="store_true", help="tell step 1 in words")
@@ -170,18 +164,10 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argp
         raise InputError(f"--strategy is missing: expected one of {', '.join(STRATEGIES)}")
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
-    for names, rule, fits in _RANGES:
-        for name in names:
-            value = getattr(args, name)
-            if value is not None and not fits(value):
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected {rule}")
     if args.check and args.epochs is None and args.steps is None:
         args.steps, args.epochs = CHECK_STEPS, 1
     args.epochs = args.epochs or EPOCHS
     args.variant = args.variant or ("2012" if args.strategy == "alexnet2012" else "thesis")
-    for name, known in (("balance", ("estimated", "measured")), ("device", ("cpu", "gpu"))):
-        if getattr(args, name) not in known:
-            raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
     return args
 
 
@@ -191,37 +177,55 @@ def default_image(variant: str) -> int:
 
 
 def without_effect(args: argparse.Namespace) -> list[str]:
-    """A line for each option that was given and that the strategy does not read."""
+    """A line for each option that was given and that is not read, with this strategy or with other options."""
     defaults = parser("", None)
-    told = f"has no effect with --strategy {args.strategy}, only with"
-    return [
-        f"note: --{name.replace('_', '-')} {told} {', '.join(used_by)}"
+    unread = [
+        (name, f"has no effect with --strategy {args.strategy}, only with {', '.join(used_by)}")
         for name, used_by in _USED_BY.items()
-        if args.strategy not in used_by and getattr(args, name) != defaults.get_default(name)
+        if args.strategy not in used_by
+    ]
+    if args.data:
+        unread += [(name, "has no effect with --data: it is of the shapes") for name in ("classes", "images")]
+    if not args.trace:
+        unread += [(name, "has no effect without --trace") for name in ("trace_steps", "overwrite")]
+    if args.model != "alexnet":
+        unread += [
+            (name, f"has no effect with --model {args.model}") for name in ("norm", "width", "dropout")
+        ]
+    return [
+        f"note: --{name.replace('_', '-')} {why}"
+        for name, why in unread
+        if getattr(args, name) != defaults.get_default(name)
     ]
 
 
-def _read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
+def _read_toml(p: argparse.ArgumentParser, file: str) -> dict[str, object]:
     try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
+        values = tomllib.loads(Path(file).read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: not TOML: {error}") from None
+        raise InputError(f"--config {file}: {error.strerror or error}") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # of tomllib, of the encoding, and of numbers of 5,000 digits
+        raise InputError(f"--config {file}: not TOML: {error}") from None
     actions = {a.dest: a for a in p._actions}
     defaults = {}
     for key, value in values.items():
         action = actions.get(key.replace("-", "_"))
         if action is None or action.dest in ("config", "help"):
             known = sorted(d.replace("_", "-") for d in actions if d not in ("config", "help"))
-            raise InputError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
+            raise InputError(f"--config {file}: unknown option {key!r}; known: {', '.join(known)}")
         switch = action.const is True
         if action.dest == "stages" and isinstance(value, list):
             value = ",".join(map(str, value))
-        kinds, words = ((bool,), "true or false") if switch else _TOML[action.type or str]
+        kinds, words = ((bool,), "true or false") if switch else _TOML[getattr(action.type, "kind", str)]
         if not isinstance(value, kinds) or isinstance(value, bool) != switch:
-            raise InputError(f"--config {path}: {key} = {value!r}: expected {words}")
-        defaults[action.dest] = action.type(value) if action.type else value
+            raise InputError(f"--config {file}: {key} = {value!r}: expected {words}")
+        try:
+            defaults[action.dest] = action.type(value) if action.type else value
+        except (argparse.ArgumentTypeError, OverflowError) as error:
+            raise InputError(f"--config {file}: --{action.dest.replace('_', '-')} {error}") from None
     return defaults
 
 
@@ -230,7 +234,7 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     stages = None
     if args.stages:
         words = (word.strip() for word in args.stages.split(","))
-        stages = tuple(int(word) if word.isdecimal() else word for word in words)
+        stages = tuple(int(word) if word.isdecimal() and len(word) < 10 else word for word in words)
     values: dict[str, object] = {
         "dtype": args.dtype,
         "all_reduce": args.all_reduce,

@@ -19,7 +19,7 @@ from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..optim import SGD
-from ..parallel import Executor, PlacementError, Shard, Strategy, make_strategy
+from ..parallel import Executor, Shard, Strategy, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
 from ..pictures import check_target
@@ -131,10 +131,7 @@ class Session:
         return found
 
     def _strategy(self, shape: tuple[int, ...]) -> Strategy:
-        try:
-            return make_strategy(self.args.strategy, self.model, shape, self.comm.size, self.options)
-        except (PlacementError, ValueError) as error:
-            raise InputError(str(error)) from error
+        return make_strategy(self.args.strategy, self.model, shape, self.comm.size, self.options)
 
     def _check_comparable(self) -> None:
         """Refuse --check where batch norm sees other samples than in one process."""
