@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from minidnn.data.layouts import Listing, recognise
 from minidnn.data.progress import ProgressBar
 from minidnn.data.source import Source, open_source
 
-VERSION = 1  # of what is kept in the cache: to be raised when decoding or its layout changes
+VERSION = 2  # of what is kept in the cache: to be raised when decoding or its layout changes
 
 
 class ArchiveDataset(Dataset):
@@ -33,6 +35,8 @@ class ArchiveDataset(Dataset):
         terminal. Of several ranks, only one should.
     threads : int, optional
         Threads that decode; by default one for each CPU.
+    alive : callable, optional
+        Called now and then while images are decoded, by this process or by one that it waits for.
 
     Attributes
     ----------
@@ -53,13 +57,14 @@ class ArchiveDataset(Dataset):
         image: int | None = None,
         progress: bool | None = None,
         threads: int | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> None:
         if image is not None:
             image = check_image_size(image)
         source = open_source(path)
         listing = recognise(source, self.expected)
         image = image or listing.image
-        arrays, notes = _decoded(source, listing, image, progress, threads)
+        arrays, notes = _decoded(source, listing, image, progress, threads, alive)
         self.layout = listing.layout
         super().__init__(
             listing.name,
@@ -93,9 +98,10 @@ def open_dataset(
     image: int | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    alive: Callable[[], None] | None = None,
 ) -> ArchiveDataset:
     """Open the folder or zip at `path`, whichever of the two sets it holds. See `ArchiveDataset`."""
-    return ArchiveDataset(path, image, progress, threads)
+    return ArchiveDataset(path, image, progress, threads, alive)
 
 
 def inspect(path: str | os.PathLike) -> Listing:
@@ -104,7 +110,12 @@ def inspect(path: str | os.PathLike) -> Listing:
 
 
 def _decoded(
-    source: Source, listing: Listing, image: int, progress: bool | None, threads: int | None
+    source: Source,
+    listing: Listing,
+    image: int,
+    progress: bool | None,
+    threads: int | None,
+    alive: Callable | None,
 ) -> tuple[dict[str, np.ndarray], dict]:
     parts = {"train": listing.train[0], "validation": listing.validation[0]}
     files = [name for names in parts.values() for name in names]
@@ -116,7 +127,9 @@ def _decoded(
         check_pillow()
         before = 0
         for name, names in parts.items():
-            decode_all(source, names, arrays[name], lambda n, before=before: done(before + n), threads)
+            first = min(max(0, done.kept - before), len(names))
+            count = partial(_count, done, before + first)
+            decode_all(source, names[first:], arrays[name][first:], count, threads)
             before += len(names)
 
     def notes(arrays: dict[str, np.ndarray]) -> dict:
@@ -124,5 +137,18 @@ def _decoded(
         return {"source": str(Path(source.path).resolve()), "mean": mean.tolist(), "std": std.tolist()}
 
     shapes = {name: (len(names), image, image, 3) for name, names in parts.items()}
-    bar = ProgressBar(f"decoding {listing.name} to {image}x{image}", len(files), progress)
-    return load_or_fill(folder, shapes, fill, notes, bar)
+    bar = ProgressBar(f"decoding {listing.name} to {image}x{image}", len(files), progress, alive=alive)
+    return load_or_fill(folder, shapes, fill, notes, bar, _usable)
+
+
+def _count(done: Callable[[int], None], before: int, more: int) -> None:
+    done(before + more)
+
+
+def _usable(notes: dict) -> bool:
+    """Whether notes hold what is read of them."""
+    try:
+        kept = np.array([notes["mean"], notes["std"]], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return kept.shape == (2, 3) and bool(np.isfinite(kept).all())

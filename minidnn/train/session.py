@@ -98,7 +98,7 @@ class Session:
             image = args.image or default_image(args.variant)
             return Shapes(args.classes, image, args.images, max(1, args.validation), seed=args.seed)
         show = None if self.comm.rank == 0 else False
-        return open_dataset(args.data, args.image, progress=show)
+        return open_dataset(args.data, args.image, progress=show, alive=self.comm.alive)
 
     def _batch(self) -> int:
         if self.args.batch_per_rank:
