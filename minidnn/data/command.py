@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run ``minidnn data`` with parsed arguments. Returns the exit code; raises InputError."""
     if args.data_command == "tiny-imagenet":
-        target = Path(args.out) / (args.url.rstrip("/").rpartition("/")[2] or "tiny-imagenet-200.zip")
-        print(download(args.url, target, args.checksum))
+        name = args.url.partition("?")[0].rpartition("/")[2]
+        name = "tiny-imagenet-200.zip" if name in ("", ".", "..") else name
+        print(download(args.url, Path(args.out) / name, args.checksum))
     else:
         print(describe(args.path))
     return 0
