@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minidnn.errors import printable
 from minidnn.pictures import save, styled
 from minidnn.report.breakdown import PARTS, TITLES, Breakdown, by_rank, mean
 from minidnn.report.colors import MUTED, part_style
@@ -27,7 +28,7 @@ def names(traces: list[Trace]) -> list[str]:
     """A name for each run: its strategy, with the folder where two share one."""
     strategies = [trace.name for trace in traces]
     twice = {name for name in strategies if strategies.count(name) > 1}
-    return [f"{t.name} ({t.folder.name})" if t.name in twice else t.name for t in traces]
+    return [f"{t.name} ({printable(t.folder.name)})" if t.name in twice else t.name for t in traces]
 
 
 def bytes_by_cause(trace: Trace) -> dict[tuple[str, str], float]:
