@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,11 +94,15 @@ def decode_all(
         return stop
 
     pool = ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="decode")
-    try:
-        for stop in pool.map(piece, range(0, len(files), PIECE)):
-            done(stop)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's, of what it can read all the same; what it cannot is an error
+        try:
+            for stop in pool.map(piece, range(0, len(files), PIECE)):
+                done(stop)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def usable_cpus() -> int:

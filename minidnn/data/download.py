@@ -64,9 +64,9 @@ def download(
         raise InputError(f"checksum {checksum}: expected the 32, 40 or 64 digits of an MD5, SHA-1 or SHA-256")
     if url.partition(":")[0].lower() not in ("http", "https"):
         raise InputError(f"{url}: not an address: expected http://... or https://...")
-    if part.is_symlink():
-        raise InputError(f"{part}: a link, and what is fetched would go where it points: remove it")
     with disk(target):
+        if part.is_symlink():
+            raise InputError(f"{part}: a link, and what is fetched would go where it points: remove it")
         if target.exists():
             if checksum and not _matches(target, checksum):
                 raise InputError(

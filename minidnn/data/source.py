@@ -60,7 +60,7 @@ class FolderSource:
 
     def stamp(self, names: Iterable[str]) -> str:
         """A text that changes when one of the files does (name, size or time of change)."""
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        digest = hashlib.sha256(str(self.path.resolve()).encode(errors="surrogateescape"))
         for name in names:
             try:
                 stat = os.stat(self.path / name)
@@ -142,7 +142,7 @@ def open_source(path: str | os.PathLike) -> Source:
         source: Source = FolderSource(path)
     elif not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder: expected a data set's folder or its zip")
-    elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+    elif os.path.isfile(path) and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
         source = ZipSource(path)
     else:
         raise InputError(f"{path}: neither a folder nor a zip: expected a data set's folder or its zip")

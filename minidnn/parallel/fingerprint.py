@@ -38,15 +38,20 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def _everyones(comm: Communicator, text: str) -> list[str]:
-    raw = np.frombuffer(text.encode(), np.uint8)
+    raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
     lengths = comm.exchange(np.array([raw.size]))[:, 0]
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: raw.size] = raw
-    return [bytes(row[:n]).decode() for row, n in zip(comm.exchange(padded), lengths, strict=True)]
+    return [
+        bytes(row[:n]).decode(errors="surrogateescape")
+        for row, n in zip(comm.exchange(padded), lengths, strict=True)
+    ]
 
 
 def _complaint(name: str, texts: list[str]) -> str:

@@ -115,6 +115,11 @@ def run_fault(run: dict) -> str | None:
         return "history is not a list of epochs"
     if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_row(row) for row in rows):
         return "plan_rows are not those of a plan"
+    command = run.get("command") or []
+    if not isinstance(command, str) and not (
+        isinstance(command, list) and all(isinstance(x, str) for x in command)
+    ):
+        return "command is not a text or a list of texts"
     if not isinstance(run.get("options") or {}, dict):
         return "options are not names and values"
     return None

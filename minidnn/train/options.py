@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..console import FRACTION, IMAGE, WIDTH, Parser, count, measure, one_of, path
 from ..errors import InputError
@@ -21,6 +20,7 @@ CHECK_STEPS = 3
 # few samples a step is the reading and updating of the fully connected weights, however the work is split.
 BATCH, EPOCHS, RATE = Options.batch, 10, 0.01
 
+LONGEST = 2**20  # bytes that are read of a TOML file, which may turn out to be an endless device
 # Options that only some strategies read.
 _USED_BY = {
     **dict.fromkeys(("scheme", "fc_update", "fc_pairs", "conv_lr_scale"), ("owt", "hybrid")),
@@ -201,7 +201,8 @@ def without_effect(args: argparse.Namespace) -> list[str]:
 
 def _read_toml(p: argparse.ArgumentParser, file: str) -> dict[str, object]:
     try:
-        values = tomllib.loads(Path(file).read_text("utf-8"))
+        with open(file, "rb") as source:
+            values = tomllib.loads(source.read(LONGEST).decode())
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror or error}") from None
     except (
