@@ -33,7 +33,8 @@ def writing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     with disk(path), beside(place) as part:
         with open(part, mode.replace("w", "x"), **text) as file:
             yield file
-            to_disk(file)
+            if not file.closed:
+                to_disk(file)
         os.replace(part, place)
 
 
@@ -49,9 +50,10 @@ def beside(place: Path) -> Iterator[Path]:
 
 
 def to_disk(file: IO[Any]) -> None:
-    """Have what was written to an open file on the disk; OSError where it does not fit."""
+    """Have what was written to an open file on the disk, and close it; OSError where it does not fit."""
     file.flush()
     os.fsync(file.fileno())
+    file.close()
 
 
 @contextmanager

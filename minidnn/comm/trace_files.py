@@ -181,6 +181,8 @@ def write(comm: Communicator, folder: str | Path, run: str, info: dict | None = 
     header = about | {"rank": ledger.rank, "size": ledger.size}
     header |= {"clock_offset": offset, "clock_error": error, "dropped_steps": ledger.dropped_steps}
     with ExitStack() as last, ExitStack() as own:
+        if isinstance(run, Claim):
+            last.callback(run.release)
         try:
             if comm.rank == 0:
                 file = last.enter_context(writing(folder / "run.json"))
@@ -192,14 +194,15 @@ def write(comm: Communicator, folder: str | Path, run: str, info: dict | None = 
         except (InputError, OSError) as fault:
             complaint = f"cannot write a trace to {folder}: {getattr(fault, 'strerror', None) or fault}"
         _agree(comm, complaint)
-        own.close()
-        comm.barrier()
+        try:
+            own.close()
+        except InputError as fault:
+            complaint = str(fault)
+        _agree(comm, complaint)
         if comm.rank == 0:  # of an overwritten run, which may have had more ranks
             for path in folder.glob("rank*.jsonl"):
                 if path.stem[4:].isdecimal() and int(path.stem[4:]) >= ledger.size:
                     path.unlink()
-    if isinstance(run, Claim):
-        run.release()
 
 
 def _write_records(file, header: dict, records: Iterable[dict], alive: Callable[[], None]) -> None:
