@@ -115,6 +115,28 @@ def test_options_that_have_no_effect_are_named():
     assert len(without_effect(parsed("--micro-batches", "4", strategy="owt"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "note"),
+    [
+        ("--data pets.zip --classes 3", "--classes has no effect with --data"),
+        ("--data pets.zip --images 3", "--images has no effect with --data"),
+        ("--trace-steps 3", "--trace-steps has no effect without --trace"),
+        ("--overwrite", "--overwrite has no effect without --trace"),
+        ("--model lenet --width 2", "--width has no effect with --model lenet"),
+    ],
+)
+def test_options_that_other_options_make_useless_are_named(flags, note):
+    (line,) = without_effect(parsed(*flags.split()))
+    assert line.startswith(f"note: {note}")
+    assert without_effect(parsed("--trace", "out", "--trace-steps", "3", "--classes", "3")) == []
+
+
+def test_empty_names_are_refused():
+    for option in ("--plot", "--trace", "--data", "--config"):
+        with pytest.raises(InputError, match=f"{option} '': expected the name of a file or folder"):
+            parsed(option, "")
+
+
 def test_the_variant_is_the_one_that_the_strategy_is_for():
     assert parsed().variant == "thesis" and parsed(strategy="alexnet2012").variant == "2012"
     assert parsed("--variant", "owt", strategy="alexnet2012").variant == "owt"
