@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         for text in args:
             if text.startswith("--") and text.endswith(
                 "=--"
-            ):  # argparse takes the value for the end of the options
+            ):  # which argparse takes for the end of the options
                 self.error(f"{text[:-3]}: expected a value")
         return super().parse_known_args(args, namespace)
 
@@ -33,15 +33,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def number(kind: type, rule: str, low: float, high: float = inf, *, above: bool = False, below: bool = False):
-    """The type of an option: `kind`, int or float, from `low` to `high`; the rule in words.
-
-    `above` and `below` leave out the bounds themselves. Nothing compares with NaN, so it fits none.
-    """
+def number(kind: type, rule: str, fits: Callable) -> Callable:
+    """The type of an option: `kind`, int or float; the rule in words, and as a check. NaN fits none that compares."""
 
     def convert(text: str):
         value = kind(text)
-        if not (low < value if above else low <= value) or not (value < high if below else value <= high):
+        if not fits(value):
             raise argparse.ArgumentTypeError(f"{value}: expected {rule}")
         return value
 
@@ -52,16 +49,17 @@ def number(kind: type, rule: str, low: float, high: float = inf, *, above: bool 
 def count(least: int = 1, most: int = MOST) -> Callable:
     """A whole number."""
     rule = f"{least} or more" if least else "a number from 0 up"
-    return number(int, f"{rule}, at most {most:,}", least, most)
+    return number(int, f"{rule}, at most {most:,}", lambda value: least <= value <= most)
 
 
-def measure(most: float = inf) -> Callable:
-    """A number that is not negative, and below `most`."""
-    return number(float, "a number from 0 up" + f" and below {most:g}" * (most < inf), 0, most, below=True)
+def measure(limit: float = inf) -> Callable:
+    """A number that is not negative, and below the limit."""
+    rule = "a number from 0 up" + f" and below {limit:g}" * (limit < inf)
+    return number(float, rule, lambda value: 0 <= value < limit)
 
 
-FRACTION = number(float, "a number from 0 up and below 1", 0, 1, below=True)
-WIDTH = number(float, "a number above 0, at most 64", 0, 64, above=True)
+FRACTION = measure(1)
+WIDTH = number(float, "a number above 0, at most 64", lambda value: 0 < value <= 64)
 IMAGE = count(1, 4096)  # pixels
 
 

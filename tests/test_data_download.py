@@ -140,13 +140,14 @@ def test_without_a_checksum_no_cut_and_no_mixed_file_passes(server, tmp_path):
     part = tmp_path / "file.zip.part"
     part.write_bytes(b"x" * 300_000)  # of another file
     assert download(server.url, tmp_path / "file.zip").read_bytes() == DATA
+    assert part.read_bytes() == b"x" * 300_000  # left alone, whosever it is
     server.behaviour["cut"] = 400_000
     with pytest.raises(InputError, match="broken off after 400,000 bytes .*: try again"):
         download(server.url, tmp_path / "b.zip")
     server.behaviour["length"] = False
     with pytest.raises(InputError, match="does not tell the length.*give a checksum"):
         download(server.url, tmp_path / "b.zip")
-    assert not (tmp_path / "b.zip").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.zip", "file.zip.part"]
 
 
 def test_only_files_of_a_server_and_only_into_the_folder(server, tmp_path):
@@ -212,7 +213,7 @@ def test_disk_errors_are_one_line(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "open", FullDisk, raising=False)
     with pytest.raises(InputError, match="cannot write .*file.zip.part: No space left on device"):
-        download(server.url, tmp_path / "file.zip")
+        download(server.url, tmp_path / "file.zip", MD5)
 
 
 def test_progress_bar(server, tmp_path, capsys):

@@ -266,6 +266,33 @@ def test_what_was_decoded_before_a_kill_is_kept(tmp_path, kept, monkeypatch):
     assert [path.suffix for path in sorted(kept.iterdir())] == ["", ".lock"]
 
 
+TRUNCATED = """
+import sys
+from minidnn.comm import threads
+from minidnn.data.cache import cache_folder
+from minidnn.train import Session, parse, parser
+
+def main(comm):
+    flags = ["--data", sys.argv[1], "--image", "16", "--model", "lenet", "--batch", "4"]
+    session = Session(comm, parse(parser("", "data"), flags))
+    for path in cache_folder().glob("*/train.npy"):
+        with open(path, "r+b") as file:
+            file.truncate(128)
+    session.train.batch_at(0)
+
+threads.run(1, main)
+"""
+
+
+def test_a_cache_that_is_cut_in_mid_run_is_not_silent(tmp_path):
+    folder = pets(tmp_path / "set", 20)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", TRUNCATED, str(folder)]
+    done = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGBUS
+    assert "Bus error" in done.stderr and "loader.py" in done.stderr
+
+
 def test_what_was_left_behind_is_swept_up_in_the_end(tmp_path, kept):
     old, young = kept / "other-8-0.part", kept / "other-8-1.part"
     for path in (old, young):

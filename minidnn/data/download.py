@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from minidnn.data.progress import ProgressBar
 from minidnn.errors import InputError
@@ -59,7 +60,8 @@ def download(
         No connection, no such file on the server, a broken transfer, a full disk or a wrong checksum.
     """
     target = Path(target)
-    part = target.with_name(target.name + ".part")
+    # Without a checksum nothing could tell whether what is there, or what another process adds, is of the same file.
+    part = target.with_name(f"{target.name}.part" if checksum else f".{uuid4().hex[:16]}.part")
     if checksum and (len(checksum) not in CHECKSUMS or set(checksum.lower()) - set("0123456789abcdef")):
         raise InputError(f"checksum {checksum}: expected the 32, 40 or 64 digits of an MD5, SHA-1 or SHA-256")
     if url.partition(":")[0].lower() not in ("http", "https"):
@@ -74,8 +76,6 @@ def download(
                 )
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not checksum:  # nothing could tell whether it is of the same file
-            part.unlink(missing_ok=True)
     bar = None
     try:
         for attempt in range(ATTEMPTS):
@@ -89,18 +89,20 @@ def download(
                 raise InputError(f"{url}: broken off after {_size(part):,} bytes ({reason}): {remedy}")
         if not checksum and bar.total is None:
             raise InputError(f"{url}: the server does not tell the length, so it may be cut: give a checksum")
+        with disk(target):
+            if checksum and not _matches(part, checksum):
+                raise InputError(
+                    f"{url}: not the file expected: its checksum is not {checksum}. It is kept in {part}: "
+                    "delete that to fetch it anew, or give the right checksum"
+                )
+            with open(part, "rb") as file:
+                to_disk(file)
+            os.replace(part, target)
     finally:
         if bar:
             bar.close()
-    with disk(target):
-        if checksum and not _matches(part, checksum):
-            raise InputError(
-                f"{url}: not the file expected: its checksum is not {checksum}. What was fetched is kept in {part}: "
-                "delete that to fetch it anew, or give the right checksum"
-            )
-        with open(part, "rb") as file:
-            to_disk(file)
-        os.replace(part, target)
+        if not checksum:
+            part.unlink(missing_ok=True)
     return target
 
 

@@ -62,7 +62,7 @@ def read(folder: str | Path) -> tuple[Trace | None, list[str]]:
         return None, [f"run.json is not valid JSON ({error})"]
     if not isinstance(run, dict) or run.get("format", schema.FORMAT) != schema.FORMAT:
         return None, ["not a trace of minidnn: run.json is another program's"]
-    if fault := schema.run_fault(run):
+    if fault := schema.fault(run, schema.RUN):
         return None, [f"run.json: {fault}"]
     problems: list[str] = []
     parts = {}
@@ -147,11 +147,11 @@ def _fault(record: object, header: dict | None, count: int, ended: int | None) -
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in schema.REQUIRED or kind == "header":
         return f"a record of unknown kind {str(kind)[:40]!r}"
-    if fault := schema.fault(record, kind):
+    if fault := schema.record_fault(record, kind, header["rank"], header["size"]):
         return fault
     if kind != "end" and record.get("seq") != count:
         return f"record {count} is missing (found {str(record.get('seq'))[:40]} in its place)"
-    return schema.message_fault(record, header["rank"], header["size"]) if kind == "message" else None
+    return None
 
 
 def _fill(trace: Trace, parts: dict, problems: list[str]) -> None:

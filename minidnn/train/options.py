@@ -205,10 +205,7 @@ def _read_toml(p: argparse.ArgumentParser, file: str) -> dict[str, object]:
             values = tomllib.loads(source.read(LONGEST).decode())
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror or error}") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # of tomllib, of the encoding, and of numbers of 5,000 digits
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {file}: not TOML: {error}") from None
     actions = {a.dest: a for a in p._actions}
     defaults = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,8 @@ class Session:
         self.comm, self.args = comm, args
         self.unheard: InputError | None = None  # why something could not be printed
         any_text(sys.stdout)
+        if not faulthandler.is_enabled():  # a file of the cache that is cut meanwhile kills by a signal
+            faulthandler.enable(sys.__stderr__)
         if args.plot and comm.rank == 0:
             check_target(args.plot)
         options = {name: value for name, value in vars(args).items() if name not in LOCAL}

@@ -188,23 +188,19 @@ class Trainer:
 
     def _write(self, by_rank: np.ndarray) -> InputError | None:
         """Trace and pictures, each whether or not another can be written; the first complaint."""
-        args, comm, faults = self.args, self.comm, []
-        try:
-            self.tracing.write(self.history)
-        except InputError as error:
-            faults.append(error)
+        args, comm, fault = self.args, self.comm, None
 
         def plot(alive: Callable[[], None]) -> None:
             if args.plot:
                 self.history.plot(args.plot, by_rank, f"{args.model}, {args.strategy}, {comm.size} ranks")
                 self.session.say(f"wrote {args.plot}")
 
-        def show(alive: Callable[[], None]) -> None:
-            if not faults:
-                self.tracing.show(alive)
-
-        text = alone(comm, plot, show)
-        return InputError(text) if text and not faults else (*faults, None)[0]
+        try:
+            self.tracing.write(self.history)
+        except InputError as error:
+            fault = error
+        text = alone(comm, plot, *([] if fault else [self.tracing.show]))
+        return fault or (InputError(text) if text else None)
 
     def _add_epoch(self, validation: tuple[float, float] | None) -> None:
         e = self.epoch
