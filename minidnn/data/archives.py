@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,21 +127,17 @@ def _decoded(
         before = 0
         for name, names in parts.items():
             first = min(max(0, done.kept - before), len(names))
-            count = partial(_count, done, before + first)
-            decode_all(source, names[first:], arrays[name][first:], count, threads)
-            before += len(names)
+            at, before = before + first, before + len(names)
+            decode_all(source, names[first:], arrays[name][first:], lambda n, at=at: done(at + n), threads)
 
     def notes(arrays: dict[str, np.ndarray]) -> dict:
         mean, std = statistics(arrays["train"])
         return {"source": str(Path(source.path).resolve()), "mean": mean.tolist(), "std": std.tolist()}
 
     shapes = {name: (len(names), image, image, 3) for name, names in parts.items()}
-    bar = ProgressBar(f"decoding {listing.name} to {image}x{image}", len(files), progress, alive=alive)
+    bar = ProgressBar(f"decoding {listing.name} to {image}x{image}", len(files), progress)
+    bar.alive = alive or bar.alive
     return load_or_fill(folder, shapes, fill, notes, bar, _usable)
-
-
-def _count(done: Callable[[int], None], before: int, more: int) -> None:
-    done(before + more)
 
 
 def _usable(notes: dict) -> bool:

@@ -23,20 +23,10 @@ class ProgressBar:
         Printed after the counts.
     scale : float
         Counts are divided by this before they are printed (2**20 turns bytes into MiB).
-    alive : callable, optional
-        Called at every update, drawn or not: a sign of life.
     """
 
-    def __init__(
-        self,
-        label: str,
-        total: int | None,
-        show: bool | None = None,
-        unit="",
-        scale=1.0,
-        alive: Callable | None = None,
-    ) -> None:
-        self.alive = alive
+    def __init__(self, label: str, total: int | None, show: bool | None = None, unit="", scale=1.0):
+        self.alive: Callable[[], None] = lambda: None  # called at every update, drawn or not: a sign of life
         self.label, self.total, self.unit, self.scale = label, total, unit, scale
         self.show = sys.stderr.isatty() if show is None else show
         self.width = 0  # of the line drawn last, to blank what a shorter one leaves
@@ -45,8 +35,7 @@ class ProgressBar:
 
     def update(self, done: int) -> None:
         """Draw the bar at `done`, unless it was drawn a moment ago and is not full yet."""
-        if self.alive:
-            self.alive()
+        self.alive()
         now = time.monotonic()
         if not self.show or (now - self.drawn_at < self.interval and done != self.total):
             return

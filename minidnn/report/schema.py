@@ -17,7 +17,7 @@ WHOLE = _is(int, lambda x: abs(x) < 2**62)
 COUNT = _is(int, lambda x: 0 <= x < 2**62)
 NUMBER = _is((int, float), lambda x: abs(x) < float("inf"))
 TIME = _is((int, float), lambda x: abs(x) < 1e12)  # seconds, of any clock
-LABEL = _is(str, lambda x: printable(x) == x)
+LABEL = _is(str, str.isprintable)
 TEXT = _is(str, lambda x: True)
 PAIR = _is(list, lambda x: len(x) == 2 and all(map(COUNT, x)))
 ROWS = {"layer": ("placement", "shape"), "exchange": ("adjoint", "layer", "from", "to"), "sync": ("layer",)}
@@ -89,10 +89,12 @@ def fault(record: dict, fields: dict = FIELDS, required: tuple[str, ...] = ()) -
     if absent:
         return f"a record without {', '.join(absent)}"
     for key, value in record.items():
-        if value is not None and key in fields and not fields[key](value):
+        check = fields.get(key)
+        if check is None:
+            if not key.isprintable():
+                return f"a field called {printable(key)[:40]}"
+        elif value is not None and not check(value):
             return f"{key} cannot be {printable(str(value))[:40]}"
-        if printable(key) != key:
-            return f"a field called {printable(key)[:40]}"
     return None
 
 

@@ -17,6 +17,7 @@ with what could be read, which is what `minidnn trace` shows.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from minidnn.errors import InputError, printable
@@ -24,15 +25,15 @@ from minidnn.report import schema
 from minidnn.report.records import Message, Span, Step, Trace
 
 
-def load(folder: str | Path) -> Trace:
-    """Read a whole trace.
+def load(folder: str | Path, alive: Callable[[], None] = lambda: None) -> Trace:
+    """Read a whole trace; `alive` is called now and then.
 
     Raises
     ------
     InputError
         when the folder is not a trace, is cut off, lacks a rank or a record, or mixes several runs.
     """
-    trace, problems = read(folder)
+    trace, problems = read(folder, alive)
     if problems or trace is None:
         raise InputError(f"{folder}: " + describe(problems))
     return trace
@@ -44,7 +45,7 @@ def describe(problems: list[str]) -> str:
     return problems[0] + more
 
 
-def read(folder: str | Path) -> tuple[Trace | None, list[str]]:
+def read(folder: str | Path, alive: Callable[[], None] = lambda: None) -> tuple[Trace | None, list[str]]:
     """Read what can be read of a trace, and say what is wrong with it (an empty list: nothing)."""
     folder = Path(folder)
     if not os.path.isdir(folder):
@@ -67,7 +68,7 @@ def read(folder: str | Path) -> tuple[Trace | None, list[str]]:
     problems: list[str] = []
     parts = {}
     for path in files:
-        header, records = _read_rank(path, run, problems)
+        header, records = _read_rank(path, run, problems, alive)
         if header is not None:
             parts[header["rank"]] = header, records
     if not parts:
@@ -101,13 +102,15 @@ def _clean(value: object) -> object:
     return {_clean(k): _clean(x) for k, x in value.items()} if isinstance(value, dict) else value
 
 
-def _read_rank(path: Path, run: dict, problems: list[str]) -> tuple[dict | None, list[dict]]:
+def _read_rank(path: Path, run: dict, problems: list[str], alive: Callable) -> tuple[dict | None, list[dict]]:
     """Header and records of one file, up to the first line that is not what it must be."""
     records, ended = [], None
     header = None
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
+                if number % 10_000 == 0:
+                    alive()
                 try:
                     record = schema.parse(line)
                 except ValueError:

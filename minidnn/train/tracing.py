@@ -102,7 +102,7 @@ class Tracing:
         """On one rank: print the tables of the trace, and write its views."""
         if not self.args.trace:
             return
-        trace = load(self.args.trace)
+        trace = load(self.args.trace, alive)
         alive()
         self.session.say("\n" + report(trace) + "\n")
         alive()
