@@ -20,10 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
-        for text in args:
-            if text.startswith("--") and text.endswith(
-                "=--"
-            ):  # which argparse takes for the end of the options
+        for text in args:  # argparse takes such a value for the end of the options
+            if text.startswith("--") and text.endswith("=--"):
                 self.error(f"{text[:-3]}: expected a value")
         return super().parse_known_args(args, namespace)
 

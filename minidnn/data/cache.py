@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -135,8 +136,9 @@ def _make(
     folder: Path, shapes: dict, fill: Fill, notes: Callable, count: _Counter, held: bool, usable
 ) -> None:
     for old in folder.parent.glob("*.part*"):
-        if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process may be sweeping, too
+            if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
     # Whoever holds the lock is alone with the folder that the one before may have left.
     part = folder.with_name(f"{folder.name}.part" + ("" if held else f"-{uuid4().hex[:8]}"))
     try:
@@ -150,12 +152,11 @@ def _make(
             file.write(json.dumps(notes(arrays)))
         (part / "done").unlink(missing_ok=True)
         if folder.exists():
-            if _open(
-                folder, shapes, usable
-            ):  # made by another process, while this one worked without the lock
+            # Made by another process, while this one worked without the lock; or damaged, which `_open` refuses.
+            if _open(folder, shapes, usable):
                 shutil.rmtree(part)
                 return
-            shutil.rmtree(folder)  # damaged: `_open` refused it
+            shutil.rmtree(folder)
         try:
             os.rename(part, folder)
         except OSError:
@@ -219,9 +220,7 @@ class _Counter:
 
     def write(self, text: str) -> None:
         os.ftruncate(self.lock, 0)
-        os.write(
-            self.lock, text.encode(errors="backslashreplace")
-        )  # opened for appending: lands at the start
+        os.write(self.lock, text.encode(errors="backslashreplace"))  # opened for appending: at the start
 
 
 def _read(lock: int) -> str:

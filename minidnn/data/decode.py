@@ -95,9 +95,8 @@ def decode_all(
 
     pool = ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="decode")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow's, of what it can read all the same; what it cannot is an error
+        # Pillow's, of what it can read all the same; what it cannot is an error.
+        warnings.simplefilter("ignore")
         try:
             for stop in pool.map(piece, range(0, len(files), PIECE)):
                 done(stop)

@@ -88,11 +88,9 @@ class Session:
         try:
             if self.comm.rank == 0:
                 print(*text, flush=True, **options)
-        except OSError as error:  # the run goes on, for its files
+        except OSError as error:  # the run goes on, for its files; a reader such as `head` has seen enough
             drop_output()
-            if not isinstance(
-                error, BrokenPipeError
-            ):  # the reader of a pipe, such as `head`, has seen enough
+            if not isinstance(error, BrokenPipeError):
                 self.unheard = InputError(f"cannot print: {error.strerror or error}")
 
     def _dataset(self) -> Dataset:
