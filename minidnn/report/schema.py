@@ -1,6 +1,7 @@
 """What the records of a trace must be: checked when they are read, so nothing behind that need doubt them."""
 
 import json
+import sys
 from collections.abc import Callable
 
 from minidnn.errors import printable
@@ -15,7 +16,7 @@ def _is(kind: type | tuple, rule: Callable) -> Callable[[object], bool]:
 
 WHOLE = _is(int, lambda x: abs(x) < 2**62)
 COUNT = _is(int, lambda x: 0 <= x < 2**62)
-NUMBER = _is((int, float), lambda x: abs(x) < float("inf"))
+NUMBER = _is((int, float), lambda x: abs(x) <= sys.float_info.max)
 TIME = _is((int, float), lambda x: abs(x) < 1e12)  # seconds, of any clock
 LABEL = _is(str, str.isprintable)
 TEXT = _is(str, lambda x: True)
@@ -90,9 +91,9 @@ def fault(record: dict, fields: dict = FIELDS, required: tuple[str, ...] = ()) -
         return f"a record without {', '.join(absent)}"
     for key, value in record.items():
         check = fields.get(key)
-        if check is None:
-            if not key.isprintable():
-                return f"a field called {printable(key)[:40]}"
+        if check is None:  # kinds of memory, and what no table reads
+            if not key.isprintable() or (isinstance(value, int | float) and not abs(value) < 2**62):
+                return f"a field called {printable(key)[:40]} of {str(value)[:40]}"
         elif value is not None and not check(value):
             return f"{key} cannot be {printable(str(value))[:40]}"
     return None
