@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -117,7 +118,7 @@ def run_program(main: Callable[..., int | None], *args: object) -> None:
         drop_output()
         code = 0
     except OSError as error:
-        if error.filename:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         drop_output()
         sys.stderr.write(f"error: cannot print: {error.strerror or error}\n")
