@@ -30,23 +30,11 @@ from minidnn.train import parse, parser, train
 
 LIMIT = 120  # seconds for one input
 ABSURD = (
-    *(
-        "",
-        "-1",
-        "0",
-        "1e308",
-        "nan",
-        "-inf",
-        "2147483648",
-        "99999999999999999999",
-        "9" * 5000,
-        "--",
-        "-",
-        "x" * 5000,
-    ),
-    *("\n", "a\x1bb", "caf\udce9", "$\\frac{", "{}", "{layer}", "%s", "1,1", "²", "٣", "None", "ring", "owt"),
-    *("/proc/x", "/proc/x.png", "/dev/full", "/dev/null", ".", "/", "~nouser/x", "a.txt", "a" * 300 + ".png"),
-)
+    "", "-1", "0", "1e308", "nan", "-inf", "2147483648", "99999999999999999999", "9" * 5000, "--", "-",
+    "x" * 5000, "\n", "a\x1bb", "caf\udce9", "$\\frac{", "{}", "{layer}", "%s", "1,1", "²", "٣", "None",
+    "ring", "owt", "/proc/x", "/proc/x.png", "/dev/full", "/dev/null", ".", "/", "~nouser/x", "a.txt",
+    "a" * 300 + ".png",
+)  # fmt: skip
 TINY = (
     "--strategy data --width 0.03 --image 27 --images 8 --validation 4 --batch 4 --steps 1 --epochs 1 --quiet"
 )
@@ -184,42 +172,12 @@ def pictures() -> list[bytes]:
 
 
 NAMES = (
-    *(
-        "train/cat.{}.jpg",
-        "train/dog.{}.jpg",
-        "train//cat.{}.jpg",
-        "//x",
-        "a/" * 1200,
-        "cat." + "9" * 5000 + ".jpg",
-    ),
-    *(
-        "../cat.{}.jpg",
-        "/etc/cat.{}.jpg",
-        "train/",
-        "train",
-        "wnids.txt",
-        "train/n1/images/n1_{}.JPEG",
-        "val/",
-        "",
-    ),
-    *(
-        "val/images/v.JPEG",
-        "val/val_annotations.txt",
-        "words.txt",
-        "train.zip",
-        "__MACOSX/x",
-        "träin/cat.{}.jpg",
-        ".",
-    ),
-    *(
-        "train/cat.{}.jpg/",
-        "validation/dog.{}.jpg",
-        "validation/cat.{}.jpg",
-        "\\",
-        "a\nb/cat.{}.jpg",
-        "train/cat.²{}.jpg",
-    ),
-)
+    "train/cat.{}.jpg", "train/dog.{}.jpg", "train//cat.{}.jpg", "//x", "a/" * 1200,
+    "cat." + "9" * 5000 + ".jpg", "../cat.{}.jpg", "/etc/cat.{}.jpg", "train/", "train", "wnids.txt",
+    "train/n1/images/n1_{}.JPEG", "val/", "", "val/images/v.JPEG", "val/val_annotations.txt", "words.txt",
+    "train.zip", "__MACOSX/x", "träin/cat.{}.jpg", ".", "train/cat.{}.jpg/", "validation/dog.{}.jpg",
+    "validation/cat.{}.jpg", "\\", "a\nb/cat.{}.jpg", "train/cat.²{}.jpg",
+)  # fmt: skip
 
 
 def make_zip(rng: random.Random, path: Path, kinds: list[bytes]) -> None:
@@ -273,27 +231,10 @@ def pictures_once() -> list[bytes]:
 
 
 VALUES = (
-    *(
-        None,
-        True,
-        -1,
-        0,
-        1,
-        10**18,
-        10**400,
-        1.5,
-        1e308,
-        -1e308,
-        "",
-        "x",
-        "\n",
-        "\ud800",
-        "$\\frac{",
-        "{layer}",
-        "<img>",
-    ),
-    *([], [0], [-1], [[]], {}, {"a": 1}, "send", "recv", "span", "message", "NaN", [None], [10**18]),
-)
+    None, True, -1, 0, 1, 10**18, 10**400, 1.5, 1e308, -1e308, "", "x", "\n", "\ud800", "$\\frac{",
+    "{layer}", "<img>", [], [0], [-1], [[]], {}, {"a": 1}, "send", "recv", "span", "message", "NaN", [None],
+    [10**18],
+)  # fmt: skip
 
 
 def bend_json(rng: random.Random, value: object) -> object:
@@ -342,42 +283,10 @@ def try_trace(rng: random.Random, folder: Path) -> int:
 
 
 WORDS = (
-    *(
-        "=",
-        "\n",
-        "[",
-        "]",
-        "{",
-        "}",
-        '"',
-        "'",
-        "#",
-        ".",
-        ",",
-        "true",
-        "nan",
-        "inf",
-        "-",
-        "1e400",
-        "9" * 400,
-        "0x7f",
-    ),
-    *(
-        "lr",
-        "batch",
-        "stages",
-        "plot",
-        "check",
-        "data",
-        "1979-05-27",
-        "[[a]]",
-        "[" * 2000,
-        '"\\u0000"',
-        "é",
-        "8",
-        "0.1",
-    ),
-)
+    "=", "\n", "[", "]", "{", "}", '"', "'", "#", ".", ",", "true", "nan", "inf", "-", "1e400", "9" * 400,
+    "0x7f", "lr", "batch", "stages", "plot", "check", "data", "1979-05-27", "[[a]]", "[" * 2000,
+    '"\\u0000"', "é", "8", "0.1",
+)  # fmt: skip
 
 
 def try_toml(rng: random.Random, folder: Path) -> int:
