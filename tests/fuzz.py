@@ -33,7 +33,7 @@ ABSURD = (
     "", "-1", "0", "1e308", "nan", "-inf", "2147483648", "99999999999999999999", "9" * 5000, "--", "-",
     "x" * 5000, "\n", "a\x1bb", "caf\udce9", "$\\frac{", "{}", "{layer}", "%s", "1,1", "²", "٣", "None",
     "ring", "owt", "/proc/x", "/proc/x.png", "/dev/full", "/dev/null", ".", "/", "~nouser/x", "a.txt",
-    "a" * 300 + ".png",
+    "a" * 300 + ".png", "data=2", "data=" + "9" * 5000, "fc*: o=ranks", "fc*: ranks@" + "9" * 5000,
 )  # fmt: skip
 TINY = (
     "--strategy data --width 0.03 --image 27 --images 8 --validation 4 --batch 4 --steps 1 --epochs 1 --quiet"
