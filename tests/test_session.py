@@ -13,7 +13,7 @@ from minidnn import cli
 from minidnn.comm import threads
 from minidnn.errors import InputError
 from minidnn.report.trace import load
-from minidnn.train import Session, closing, parse, parser
+from minidnn.train import Session, closing, parse, parser, train
 
 pytest.importorskip("PIL")
 from PIL import Image
@@ -108,3 +108,9 @@ def test_training_goes_on_when_nobody_reads(tmp_path):
             assert (running.stderr.read(), running.wait(120)) == (words, code)
             running.stderr.close()
         assert load(folder).complete_steps() == [0, 1]
+
+
+def test_a_run_by_hand_written_splits_has_a_name(tmp_path):
+    flags = [*SMALL, "--split", "conv*: n=ranks; fc*: o=ranks", "--trace", str(tmp_path / "t")]
+    threads.run(2, lambda comm: train(comm, parse(parser("", None), flags)), timeout=120)
+    assert load(tmp_path / "t").run["strategy"] == "placed"

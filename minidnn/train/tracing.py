@@ -115,7 +115,7 @@ class Tracing:
         return {
             "command": sys.orig_argv[1:],
             "model": args.model,
-            "strategy": args.strategy,
+            "strategy": plan.strategy,
             "ranks": self.comm.size,
             "batch": plan.batch,
             "dtype": args.dtype,

@@ -17,7 +17,7 @@ from ..data.progress import ProgressBar
 from ..errors import InputError
 from ..launch import alive, launch
 from ..parallel import Result, gather_weights, unequal_replicas
-from ..parallel.nonfinite import NonFiniteError
+from ..parallel.nonfinite import NonFiniteError, wrong_weights
 from ..text import size
 from .closing import Meter, alone, time_table, traffic_table
 from .comparison import Comparison
@@ -196,11 +196,11 @@ class Trainer:
 
     def _write(self, by_rank: np.ndarray) -> InputError | None:
         """Trace and pictures, each whether or not another can be written; the first complaint."""
-        args, comm, fault = self.args, self.comm, None
+        args, comm, plan, fault = self.args, self.comm, self.executor.plan, None
 
         def plot() -> None:
             if args.plot:
-                self.history.plot(args.plot, by_rank, f"{args.model}, {args.strategy}, {comm.size} ranks")
+                self.history.plot(args.plot, by_rank, f"{args.model}, {plan.strategy}, {comm.size} ranks")
                 self.session.say(f"wrote {args.plot}")
 
         try:
@@ -215,13 +215,9 @@ class Trainer:
         self.history.add(e.losses, e.accuracy, validation, e.seconds, e.samples)
 
     def _check_finite(self, validation: tuple[float, float] | None) -> None:
-        names = [layer.name for layer in self.executor.plan.layers]
-        finite = self.executor.xp.isfinite
-        held = self.executor.replica.variables.items()
-        wrong = [names.index(n.rpartition(".")[0]) for n, p in held if not finite(p.data).all()]
-        first = int(self.comm.exchange(np.array([min(wrong, default=len(names))])).min())
-        if first < len(names):
-            what = f"weights of layer {names[first]!r} are"
+        layers, first = self.executor.plan.layers, wrong_weights(self.executor)
+        if first < len(layers):
+            what = f"weights of layer {layers[first].name!r} are"
         elif validation and not isfinite(validation[0]):
             what = "validation loss is"
         else:
