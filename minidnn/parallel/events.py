@@ -52,23 +52,19 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class PostSum:
+class _OfBucket:
+    bucket: Bucket
+
+    def __str__(self) -> str:
+        return f"sum of the gradients of {self.bucket.tensor}"
+
+
+class PostSum(_OfBucket):
     """Begin to sum the gradients of a bucket: nothing more is added to them."""
 
-    bucket: Bucket
 
-    def __str__(self) -> str:
-        return f"sum of the gradients of {self.bucket.tensor}"
-
-
-@dataclass(frozen=True)
-class WaitSum:
+class WaitSum(_OfBucket):
     """Wait until the sum is there."""
-
-    bucket: Bucket
-
-    def __str__(self) -> str:
-        return f"sum of the gradients of {self.bucket.tensor}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Share:
 class Metrics:
     """Sum loss, correct answers and count over all ranks; stops a run whose loss is not finite."""
 
-    tag: int
+    tag: int = 0  # the planner's begin at 1
 
     def __str__(self) -> str:
         return "sum of the metrics"
@@ -101,38 +97,29 @@ Event = Compute | Post | Wait | PostSum | WaitSum | Step | Share | Metrics
 
 def lower(plan: Planned, rank: int, training: bool = True) -> tuple[Event, ...]:
     """The events of one rank: of a training step, or of an evaluation, which is all stages forward."""
-    lowering = _Lowering(plan, rank)
-    actions: Sequence[Action] = plan.schedules[rank]
+    lowering, actions = _Lowering(plan, rank), plan.schedules[rank]
     if not training:
-        stages = sorted({a.stage for a in actions if isinstance(a, Forward)})
-        actions = [Forward(stage, 0) for stage in stages]
+        actions = [
+            Forward(stage, 0) for stage in sorted({a.stage for a in actions if isinstance(a, Forward)})
+        ]
     for action in actions:
         lowering.add(action)
-    lowering.events.append(Metrics(METRICS_TAG))
+    lowering.events.append(Metrics())
     if training:
-        done = {a.group for a in actions if isinstance(a, Update)}
         groups = dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None)
         for group in groups:
-            if group not in done:
+            if group not in {a.group for a in actions if isinstance(a, Update)}:
                 lowering.add(Update(group))
     return tuple(lowering.events)
-
-
-METRICS_TAG = 0
-FIRST_TAG = 1  # of what the planner names
 
 
 class _Lowering:
     """The events of one rank as they come to be."""
 
     def __init__(self, plan: Planned, rank: int) -> None:
-        self.plan, self.rank = plan, rank
+        self.plan, self.rank, self.place = plan, rank, plan.mesh.coordinate(rank, "stage")
         self.events: list[Event] = []
-        self.posted: dict[tuple[int, int, str], Post] = {}
-        self.leaving: dict[int, list[Exchange]] = {}
-        for stage in plan.stages:
-            for entry in stage.entries:
-                self.leaving.setdefault(entry.origin, []).append(entry)
+        self.posted: dict[int, Post] = {}  # by tag
         self.since: dict[str, int] = {}  # by group: the first event since its last update
 
     def add(self, action: Action) -> None:
@@ -151,20 +138,31 @@ class _Lowering:
         """Begin a move, unless it has begun; None where this rank has no part in it."""
         if exchange is None or (direction == "backward" and not exchange.differentiable):
             return None
-        key = exchange.tag, micro_batch, direction
-        if key not in self.posted:
+        tag = exchange.tag_of(micro_batch, direction)
+        if tag not in self.posted:
             if not any(self.plan.region(layout, (), self.rank) for layout in exchange.layouts(direction)):
                 return None
             moves = self.plan.transfers(exchange, direction, micro_batch, self.rank)
-            self.posted[key] = Post(exchange, direction, micro_batch, moves)
-            self.events.append(self.posted[key])
-        return self.posted[key]
+            self.posted[tag] = Post(exchange, direction, micro_batch, moves)
+            self.events.append(self.posted[tag])
+        return self.posted[tag]
 
     def _move(self, exchange: Exchange | None, direction: str, micro_batch: int) -> None:
         """Begin a move, unless it has begun, and wait for it."""
-        post = self._post(exchange, direction, micro_batch)
-        if post is not None:
+        if post := self._post(exchange, direction, micro_batch):
             self.events.append(Wait(post))
+
+    def _leaving(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
+        """What goes on from here to later stages, and the numbers of the micro-batches there."""
+        for later in self.plan.stages[stage + 1 :]:
+            for entry in later.entries:
+                if entry.origin == stage:
+                    numbers = range(len(later.micro_batches)) if entry.at_once else (micro_batch,)
+                    yield from ((entry, number) for number in numbers)
+
+    def _compute(self, layer: LayerPlan, phase: str, micro_batch: int) -> None:
+        if (phase == "forward" or layer.backward) and self.plan.runs(self.rank, layer):
+            self.events.append(Compute(layer, phase, micro_batch))
 
     def _forward(self, stage: int, micro_batch: int) -> None:
         for entry in self.plan.stages[stage].entries:
@@ -172,69 +170,47 @@ class _Lowering:
         for layer in self.plan.stages[stage].layers:
             for exchange in layer.exchanges:
                 self._move(exchange, "forward", micro_batch)
-            if self.plan.runs(self.rank, layer):
-                self.events.append(Compute(layer, "forward", micro_batch))
-        for entry, theirs in self._sent_on(stage, micro_batch):
-            self._post(entry, "forward", theirs)
-
-    def _sent_on(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
-        """What goes on from here to stages that other ranks run, and the numbers of the micro-batches there."""
-        for entry, theirs in self._later(stage, micro_batch):
-            if not self._runs(entry.stage):
-                yield entry, theirs
-
-    def _later(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
-        for entry in self.leaving.get(stage, ()):
-            here, there = (len(self.plan.stages[s].micro_batches) for s in (stage, entry.stage))
-            for theirs in (micro_batch,) if here == there else range(there):
-                yield entry, theirs
-
-    def _runs(self, stage: int) -> bool:
-        at = self.plan.stages[stage].at
-        return at is None or at == self.plan.mesh.coordinate(self.rank, "stage")
+            self._compute(layer, "forward", micro_batch)
+        for entry, number in self._leaving(stage, micro_batch):
+            if self.plan.stages[entry.stage].at not in (None, self.place):
+                self._post(entry, "forward", number)
 
     def _backward(self, stage: int, micro_batch: int, part: str) -> None:
-        layers = reversed(self.plan.stages[stage].layers)
-        if part == "weight":
+        layers, entries = reversed(self.plan.stages[stage].layers), self.plan.stages[stage].entries
+        if part == "weight":  # nobody waits for it
             for layer in layers:
-                if layer.backward and self.plan.runs(self.rank, layer):
-                    self.events.append(Compute(layer, part, micro_batch))
+                self._compute(layer, part, micro_batch)
             return
-        for entry, theirs in self._later(stage, micro_batch):
-            self._move(entry, "backward", theirs)
+        for entry, number in self._leaving(stage, micro_batch):
+            self._move(entry, "backward", number)
         for layer in layers:
-            if layer.backward and self.plan.runs(self.rank, layer):
-                self.events.append(Compute(layer, part, micro_batch))
+            self._compute(layer, part, micro_batch)
             for exchange in reversed(layer.exchanges):
                 self._move(exchange, "backward", micro_batch)
-        for entry in self.plan.stages[stage].entries:
+        for entry in entries:
             self._post(entry, "backward", micro_batch)
 
     def _update(self, group: str, micro_batch: int | None) -> None:
         """The update of a group; each of its buckets is summed from when the last gradient is there."""
         buckets = [b for b in self.plan.buckets[self.rank] if b.update == group]
-        if self.plan.options.bucket_mib > 0:
+        overlaps = self.plan.options.bucket_mib > 0
+        if overlaps:
             self._start_sums(buckets, self.since.get(group, 0))
         for bucket in buckets:
-            self.events += [] if self.plan.options.bucket_mib > 0 else [PostSum(bucket)]
-            self.events.append(WaitSum(bucket))
+            self.events += [WaitSum(bucket)] if overlaps else [PostSum(bucket), WaitSum(bucket)]
         self.events.append(Step(group, micro_batch))
         self.events += [Share(bucket) for bucket in buckets if bucket.sharded]
         self.since[group] = len(self.events)
 
     def _start_sums(self, buckets: Sequence[Bucket], since: int) -> None:
         """Put the beginning of each sum behind the last event that adds to its gradients."""
-        users: dict[str, list[Bucket]] = {}  # by layer
-        for bucket in buckets:
-            for name in bucket.names:
-                for layer in self.plan.users[name]:
-                    users.setdefault(layer, []).append(bucket)
-        last = dict.fromkeys((b.index for b in buckets), since - 1)
-        for i, event in enumerate(self.events[since:], since):
+        last_of: dict[str, int] = {}  # by layer
+        for i, event in enumerate(self.events[since:], since + 1):
             if isinstance(event, Compute) and event.phase in ("both", "weight"):
-                for bucket in users.get(event.layer.name, ()):
-                    last[bucket.index] = i
-        for at, bucket in sorted(
-            ((last[b.index], b) for b in buckets), key=lambda x: (x[0], x[1].index), reverse=True
-        ):
-            self.events.insert(at + 1, PostSum(bucket))
+                last_of[event.layer.name] = i
+        places = []
+        for bucket in buckets:
+            users = {layer for name in bucket.names for layer in self.plan.users[name]}
+            places.append((max(last_of.get(layer, since) for layer in users), bucket.index, bucket))
+        for at, _, bucket in sorted(places, reverse=True):
+            self.events.insert(at, PostSum(bucket))

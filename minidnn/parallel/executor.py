@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -10,17 +10,14 @@ import numpy as np
 
 from .. import nn
 from ..backend import to_host
-from ..comm import collectives
 from ..comm.communicator import Communicator
 from ..errors import InputError
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .check import check_plan
-from .events import lower
+from .events import Event, lower
 from .fingerprint import check_same
-from .gradients import make_sum
-from .messages import SMALL
-from .nonfinite import diagnose
+from .gradients import BucketSum, FactorExchange
 from .plan import Plan
 from .planner import Shapes, make_plan
 from .replica import Replica
@@ -81,10 +78,9 @@ class Executor:
         xp: Any = np,
         title: str = "model",
     ) -> None:
-        if comm.size != strategy.mesh.size:
-            raise ValueError(
-                f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}"
-            )
+        name, size = strategy.name, strategy.mesh.size
+        if comm.size != size:
+            raise ValueError(f"strategy {name!r} is made for {size} ranks, not {comm.size}")
         self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
         self.shapes = model.input_shapes(shape)
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
@@ -98,21 +94,14 @@ class Executor:
             ranks = self.plan.mesh.group(self.rank, axes)
             self.groups[axes] = comm if len(ranks) == comm.size else comm.split(ranks[0], self.rank)
         self.replica = Replica(self.plan, self.rank, seed, xp)
-        self.sums = [
-            make_sum(
-                b,
-                [self.replica.variables[n] for n in b.names],
-                self.groups[b.axes],
-                self.options.algorithms,
-                xp,
-            )
-            for b in self.plan.buckets[self.rank]
-        ]
+        self.sums: list[BucketSum] = []
+        for bucket in self.plan.buckets[self.rank]:
+            parameters, group = [self.replica.variables[n] for n in bucket.names], self.groups[bucket.axes]
+            make = FactorExchange if bucket.matrix else BucketSum
+            self.sums.append(make(bucket, parameters, group, self.options.algorithms, xp))
         self.update_groups = {name: self._updated(name) for name in strategy.update_groups}
-        make = optimiser or (
-            lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9)
-        )
-        self.optimiser = make(self.update_groups)
+        default = [{"params": params} for params in self.update_groups.values()]
+        self.optimiser = optimiser(self.update_groups) if optimiser else SGD(default, lr=0.01, momentum=0.9)
         self.sub_steps = any(isinstance(a, Update) for a in self.plan.schedules[self.rank])
         self.watch: Callable[[str, Any], None] | None = None
         self.iteration = 0
@@ -146,8 +135,6 @@ class Executor:
             if p.trained and p.name not in cut and self.plan.by_name[p.layer].update == group
         ]
         return whole + [piece for s in sharded for piece in s.pieces]
-
-    # -- steps ---------------------------------------------------------------------------------------
 
     def step(self, images: Any, labels: np.ndarray) -> Result:
         """One training step.
@@ -189,16 +176,16 @@ class Executor:
         with self._planning:
             if key not in self._plans:
                 strategy = self.strategy if training else self.strategy.once()
-                first = not self._plans
-                plan = make_plan(
-                    self.model, self.shapes, strategy, batch, self.title, self.comm.nodes, check=first
-                )
+                what = self.model, self.shapes, strategy, batch, self.title, self.comm.nodes
+                plan = make_plan(*what, check=not self._plans)
                 if training:
                     check_plan(plan)
                 self._plans[key] = plan
             return self._plans[key]
 
-    def _run(self, plan: Plan, events, images: Any, labels: np.ndarray, training: bool) -> Result:
+    def _run(
+        self, plan: Plan, events: Sequence[Event], images: Any, labels: np.ndarray, training: bool
+    ) -> Result:
         given = images if isinstance(images, Mapping) else {self.model.inputs[0]: images}
         self._check_images(plan, given, len(labels))
         run = Run(self, plan, given, np.asarray(labels), training)
@@ -212,30 +199,17 @@ class Executor:
         """Refuse images that are not those of `plan.input_rows`: training would go on, with wrong pairs."""
         for name, given in plan.inputs.items():
             start, stop = plan.input_rows(self.rank) if plan.region(given.layout, (), self.rank) else (0, 0)
-            x = images.get(name)
-            shape = (0, *given.shape) if x is None else x.shape
+            x, expected = images.get(name), (stop - start, *given.shape)
             fits = x is None or x.dtype == self.dtype or x.dtype.kind in "iu"
-            if shape == (stop - start, *given.shape) and fits:
+            if (x.shape if x is not None else (0, *given.shape)) == expected and fits:
                 continue
             got = "none" if x is None else f"{x.dtype} {x.shape}"
-            wanted = f"{self.dtype} {(stop - start, *given.shape)}" if start < stop else "none (None)"
+            wanted = f"{self.dtype} {expected}" if start < stop else "none (None)"
             what = "images" if len(plan.inputs) == 1 else f"input {name!r}"
             raise InputError(
                 f"rank {self.rank}: got {what} {got}, expected {wanted}: rows {start} to {stop} of the batch of "
                 f"{batch}, of which it is given all labels"
             )
-
-    def metrics(self, run: Run, tag: int) -> Result:
-        """Sum loss, correct answers and samples over all ranks; raise where the loss is not finite."""
-        mine = np.array([run.loss, run.correct, run.samples], np.float64)
-        if self.comm.size > 1:
-            with self.ledger.scope(phase="metrics", layer="loss", cause="loss and accuracy"):
-                mine = self.comm.start(collectives.all_reduce.steps(self.comm, mine, SMALL), tag).wait()
-        result = Result(float(mine[0]), int(mine[1]), int(mine[2]))
-        if run.training and not np.isfinite(result.loss):
-            run.settle()
-            raise diagnose(self, run.images, run.labels)
-        return result
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the parameters held here, on the host, by name."""

@@ -31,24 +31,23 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
     if comm.size == 1:
         return
     texts = {name: value if isinstance(value, str) else repr(value) for name, value in settings.items()}
-    everyone = comm.exchange(np.array([_digest(text) for text in texts.values()], np.int64))
+    everyone = comm.exchange(np.array([digest(text.encode()) for text in texts.values()], np.int64))
     for i, (name, text) in enumerate(texts.items()):
         if (everyone[:, i] != everyone[0, i]).any():
             raise InputError(_complaint(name, comm.exchange_texts(text)))
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def digest(data: bytes) -> int:
+    """A fingerprint that fits an int64, and is not 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True) or 1
 
 
 def _complaint(name: str, texts: list[str]) -> str:
-    ranks: dict[str, list[int]] = {}
+    ranks: dict[str, list[str]] = {}
     for rank, text in enumerate(texts):
-        ranks.setdefault(text, []).append(rank)
-    parts = [
-        f"{shown} on rank{'s' * (len(ranks[text]) > 1)} {', '.join(map(str, ranks[text]))}"
-        for text, shown in zip(ranks, _where_they_differ(list(ranks)), strict=True)
-    ]
+        ranks.setdefault(text, []).append(str(rank))
+    pairs = zip(ranks.values(), _where_they_differ(list(ranks)), strict=True)
+    parts = [f"{shown} on rank{'s' * (len(own) > 1)} {', '.join(own)}" for own, shown in pairs]
     return (
         f"the ranks do not run the same program: {name} is {' but '.join(parts)}; "
         "start all ranks with the same options"
@@ -57,14 +56,11 @@ def _complaint(name: str, texts: list[str]) -> str:
 
 def _where_they_differ(texts: list[str]) -> list[str]:
     """Of each text the first line in which they differ, and of a long line the part around that place."""
-    lines = next(
-        row for row in zip_longest(*(t.splitlines() for t in texts), fillvalue="") if len(set(row)) > 1
-    )
+    rows = zip_longest(*(t.splitlines() for t in texts), fillvalue="")
+    lines = next(row for row in rows if len(set(row)) > 1)
     if max(map(len, lines)) <= _SHOWN:
         return [line.strip() or "nothing" for line in lines]
     at = next(i for i, column in enumerate(zip_longest(*lines)) if len(set(column)) > 1)
     start = max(0, at - _SHOWN // 2)
-    return [
-        "..." * (start > 0) + line[start : start + _SHOWN] + "..." * (start + _SHOWN < len(line))
-        for line in lines
-    ]
+    stop = start + _SHOWN
+    return ["..." * (start > 0) + line[start:stop] + "..." * (stop < len(line)) for line in lines]

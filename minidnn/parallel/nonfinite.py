@@ -23,30 +23,26 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     """
     names = [layer.name for layer in executor.plan.layers]
     held, variables = executor.plan.held[executor.rank], executor.replica.variables
-    wrong = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
-    weights = _least(executor, min(map(names.index, wrong), default=len(names)))
-    output = _least(executor, _first_output(executor, images, labels, names))
-    place, kind = (weights, "weights") if weights <= output else (output, "output")
-    step = executor.iteration
+    weights = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
+    outputs = _wrong_outputs(executor, images, labels)
+    first = [min(map(names.index, wrong), default=len(names)) for wrong in (weights, outputs)]
+    in_weights, in_output = executor.comm.exchange(np.array(first)).min(axis=0).tolist()
+    place = min(in_weights, in_output)
+    text = f"step {executor.iteration}: the loss is not finite"
     if place == len(names):
-        return NonFiniteError(
-            f"step {step}: the loss is not finite, though every layer's output is: dropout or the labels"
-        )
+        return NonFiniteError(f"{text}, though every layer's output is: dropout or the labels")
     return NonFiniteError(
-        f"step {step}: the loss is not finite; the first non-finite value is in the {kind} of layer "
+        f"{text}; the first non-finite value is in the {'weights' if place == in_weights else 'output'} of layer "
         f"{names[place]!r}: lower the learning rate, or check the input"
     )
 
 
-def _least(executor: Any, place: int) -> int:
-    return int(executor.comm.exchange(np.array([place])).min())
-
-
-def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[str]) -> int:
+def _wrong_outputs(executor: Any, images: Any, labels: np.ndarray) -> list[str]:
+    """The layers whose output on this rank is not finite."""
     seen: list[str] = []
 
     def watch(name: str, y: Any) -> None:
-        if y.size and not _finite(y):
+        if not _finite(y):
             seen.append(name)
 
     tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
@@ -55,7 +51,7 @@ def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[st
         executor.evaluate(images, labels)
     finally:
         executor.watch, executor.ledger.tracing = None, tracing
-    return names.index(seen[0]) if seen else len(names)
+    return seen
 
 
 def _finite(x: Any) -> bool:

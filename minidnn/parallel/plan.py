@@ -1,8 +1,5 @@
-"""The plan of one training step, as data: who holds what, who does what, who sends what to whom.
-
-The planner makes it, the executor runs it, `print` shows it, and the tests hold the ledger of a real run equal to
-it, byte for byte.
-"""
+"""The plan of one training step, as data: the planner makes it, the executor runs it, `print` shows it, and the tests
+hold the ledger of a real run equal to it, byte for byte."""
 
 from __future__ import annotations
 
