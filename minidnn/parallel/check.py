@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait, WaitSum
+from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait
 from .messages import statistics_tag
 from .plan import Plan
 from .schedule import Backward, Forward, peak_activations
@@ -137,16 +137,16 @@ def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple, bool, tuple[in
     match event:
         case Post(exchange, direction, number):
             return ("move", exchange.tag_of(number, direction)), True, ()
-        case Wait(post):
-            meets = {r for t in post.transfers for r in t.meets(rank)}
-            return ("move", post.exchange.tag_of(post.micro_batch, post.direction)), False, tuple(meets)
+        case Wait(Post(_, _, _, transfers) as post):
+            return _meeting(plan, rank, post)[0], False, tuple({r for t in transfers for r in t.meets(rank)})
+        case Wait(PostSum(bucket) as post):
+            return _meeting(plan, rank, post)[0], False, plan.mesh.group(rank, bucket.axes)
         case Compute(layer, phase, number) if layer.norms and phase != "weight":
             key = "statistics", statistics_tag(layer, number, 0), phase == "forward"
             return key, True, plan.mesh.group(rank, layer.derived.statistics)
-        case PostSum(bucket) | WaitSum(bucket) | Share(bucket):
+        case PostSum(bucket) | Share(bucket):
             group = plan.mesh.group(rank, bucket.axes)
-            key = "share" if isinstance(event, Share) else "sum", bucket.tag, group
-            return key, not isinstance(event, WaitSum), () if isinstance(event, PostSum) else group
+            return (type(event), bucket.tag, group), True, () if isinstance(event, PostSum) else group
         case Metrics():
             return ("metrics",), True, tuple(range(plan.size))
     return (), False, ()

@@ -8,12 +8,13 @@ from itertools import groupby
 
 from ..text import size, table
 from .memory import rank_memory
-from .messages import Message, step_messages
+from .messages import Message
 from .placement import layout_text
-from .planned import Exchange, LayerPlan, Planned
+from .plan import Plan
+from .planned import Exchange, LayerPlan
 
 
-def plan_text(plan: Planned, ranks: Iterable[int] | None = None) -> str:
+def plan_text(plan: Plan, ranks: Iterable[int] | None = None) -> str:
     """The listing that `print(plan)` shows; by default of all ranks up to 8, of rank 0 beyond."""
     if ranks is None:
         ranks = range(plan.size) if plan.size <= 8 else (0,)
@@ -26,7 +27,7 @@ def plan_text(plan: Planned, ranks: Iterable[int] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _title(plan: Planned) -> str:
+def _title(plan: Plan) -> str:
     variables = {id(p): p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters()}
     ranks = f"{plan.size} rank{'s' * (plan.size > 1)}"
     if sum(n > 1 for n in plan.mesh.sizes) > 1:
@@ -38,7 +39,7 @@ def _title(plan: Planned) -> str:
     )
 
 
-def _rank_lines(plan: Planned, rank: int) -> list[str]:
+def _rank_lines(plan: Plan, rank: int) -> list[str]:
     held: Counter = Counter()
     for p in plan.held[rank]:
         held[p.layer] += p.size if p.trained else 0
@@ -52,7 +53,7 @@ def _rank_lines(plan: Planned, rank: int) -> list[str]:
             rows.append(_layer_row(plan, layer, rank, held))
             for batch in stage.micro_batches:
                 samples.update(plan.samples(layer.derived.gradient, rank, batch).tolist())
-    messages = list(step_messages(plan, rank, plan.events[rank]))
+    messages = plan.messages(rank)
     sent = [m.bytes for m in messages if m.kind == "send"]
     on = f"samples {min(samples)} to {max(samples)}" if samples else "no samples"
     return [
@@ -64,7 +65,7 @@ def _rank_lines(plan: Planned, rank: int) -> list[str]:
     ]
 
 
-def _layer_row(plan: Planned, layer: LayerPlan, rank: int, held: Counter) -> list[str]:
+def _layer_row(plan: Plan, layer: LayerPlan, rank: int, held: Counter) -> list[str]:
     derived, batch = layer.derived, plan.stages[layer.stage].micro_batches[0]
 
     def local(layout, shape) -> str:
@@ -80,7 +81,7 @@ def _layer_row(plan: Planned, layer: LayerPlan, rank: int, held: Counter) -> lis
     return [layer.name, placed, *weights, local(derived.inputs[0], layer.shapes[0]), output]
 
 
-def _exchange_text(plan: Planned, exchange: Exchange, rank: int) -> str:
+def _exchange_text(plan: Plan, exchange: Exchange, rank: int) -> str:
     """One communication layer: what it does forward, and what its adjoint does backward; "" where a rank has no
     part."""
     directions = ("forward", "backward") if exchange.differentiable else ("forward",)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .planned import Bucket, Exchange, LayerPlan, Planned
+from .plan import Plan
+from .planned import Bucket, Exchange, LayerPlan
 from .schedule import Action, Backward, Forward, Prefetch, Update
 from .transfer import Transfer
 
@@ -43,28 +44,22 @@ class Post:
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait until what was posted has arrived."""
+    """Wait until what was posted has arrived, or the sum is there."""
 
-    post: Post
+    post: Post | PostSum
 
     def __str__(self) -> str:
         return str(self.post)
 
 
 @dataclass(frozen=True)
-class _OfBucket:
+class PostSum:
+    """Begin to sum the gradients of a bucket: nothing more is added to them."""
+
     bucket: Bucket
 
     def __str__(self) -> str:
         return f"sum of the gradients of {self.bucket.tensor}"
-
-
-class PostSum(_OfBucket):
-    """Begin to sum the gradients of a bucket: nothing more is added to them."""
-
-
-class WaitSum(_OfBucket):
-    """Wait until the sum is there."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +87,10 @@ class Metrics:
         return "sum of the metrics"
 
 
-Event = Compute | Post | Wait | PostSum | WaitSum | Step | Share | Metrics
+Event = Compute | Post | PostSum | Wait | Step | Share | Metrics
 
 
-def lower(plan: Planned, rank: int, training: bool = True) -> tuple[Event, ...]:
+def lower(plan: Plan, rank: int, training: bool = True) -> tuple[Event, ...]:
     """The events of one rank: of a training step, or of an evaluation, which is all stages forward."""
     lowering, actions = _Lowering(plan, rank), plan.schedules[rank]
     if not training:
@@ -116,7 +111,7 @@ def lower(plan: Planned, rank: int, training: bool = True) -> tuple[Event, ...]:
 class _Lowering:
     """The events of one rank as they come to be."""
 
-    def __init__(self, plan: Planned, rank: int) -> None:
+    def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank, self.place = plan, rank, plan.mesh.coordinate(rank, "stage")
         self.events: list[Event] = []
         self.posted: dict[int, Post] = {}  # by tag
@@ -197,7 +192,8 @@ class _Lowering:
         if overlaps:
             self._start_sums(buckets, self.since.get(group, 0))
         for bucket in buckets:
-            self.events += [WaitSum(bucket)] if overlaps else [PostSum(bucket), WaitSum(bucket)]
+            post = PostSum(bucket)
+            self.events += [Wait(post)] if overlaps else [post, Wait(post)]
         self.events.append(Step(group, micro_batch))
         self.events += [Share(bucket) for bucket in buckets if bucket.sharded]
         self.since[group] = len(self.events)

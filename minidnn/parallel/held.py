@@ -7,12 +7,13 @@ from math import inf, prod
 
 from ..nn import Parameter
 from .placement import Replicate, intervals
-from .planned import Bucket, Held, LayerPlan, Planned
+from .plan import Plan
+from .planned import Bucket, Held, LayerPlan
 from .rule import Variable
 from .schedule import Update
 
 
-def held_by(plan: Planned, rank: int) -> tuple[Held, ...]:
+def held_by(plan: Plan, rank: int) -> tuple[Held, ...]:
     """The parameters and buffers that a rank holds, in the order of the model; what is tied is held once."""
     at = plan.mesh.coordinates[rank]
     early = {a.group for a in plan.schedules[rank] if isinstance(a, Update)}  # after every micro-batch
@@ -34,7 +35,7 @@ def held_by(plan: Planned, rank: int) -> tuple[Held, ...]:
     return tuple(found)
 
 
-def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int) -> tuple[int, ...]:
+def _factor_rows(plan: Plan, layer: LayerPlan, axes: Sequence[str], rank: int) -> tuple[int, ...]:
     """The rows of x and gy that each member of a linear layer's gradient group has in a step."""
     batches, inner = plan.stages[layer.stage].micro_batches, prod(layer.shapes[0][:-1])
     return tuple(
@@ -43,7 +44,7 @@ def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int
     )
 
 
-def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
+def buckets_of(plan: Plan, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
     A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold
@@ -94,7 +95,7 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-def _nodes(plan: Planned, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
+def _nodes(plan: Plan, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
     """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as
     layers are replicated along other axes) do not lie alike: their sums must be made in one order."""
     patterns = set()

@@ -7,7 +7,7 @@ from math import prod
 
 from ..text import size
 from .events import Compute
-from .planned import Planned
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Memory:
         )
 
 
-def rank_memory(plan: Planned, rank: int) -> Memory:
+def rank_memory(plan: Plan, rank: int) -> Memory:
     """The memory of `rank` in one step of `plan`, with plain momentum SGD."""
     weights = sum(p.size for p in plan.held[rank])
     momenta = gradients = sum(p.size for p in plan.held[rank] if p.trained)

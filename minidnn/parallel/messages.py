@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from ..comm import algorithms
 from ..comm.algorithms import Rounds
-from .events import Compute, Event, Metrics, Post, Share, WaitSum
-from .planned import LayerPlan, Planned
+from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait
+from .plan import Plan
+from .planned import LayerPlan
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
 SUMS = (
@@ -56,7 +57,7 @@ class Batch(NamedTuple):
     rounds: Rounds = ()
 
 
-def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
+def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
     """What each event of a rank sends and receives; the sum of a bucket where it is waited for."""
     itemsize, algorithm_of = plan.dtype.itemsize, plan.options.algorithms
     for event in events:
@@ -72,7 +73,7 @@ def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch
                 group = plan.mesh.group(rank, layer.derived.statistics)
                 for tag, n in _statistics(plan, rank, layer, number, direction):
                     yield Batch(direction, layer.name, number, tag, "all_reduce", SMALL, group, n, 8)
-            case WaitSum(bucket):
+            case Wait(PostSum(bucket)):
                 group = plan.mesh.group(rank, bucket.axes)
                 algorithm = (
                     getattr(algorithm_of, bucket.op) if bucket.op != "all_reduce" else bucket.algorithm
@@ -89,7 +90,7 @@ def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch
 
 
 def _statistics(
-    plan: Planned, rank: int, layer: LayerPlan, number: int, direction: str
+    plan: Plan, rank: int, layer: LayerPlan, number: int, direction: str
 ) -> Iterator[tuple[int, int]]:
     """(tag, elements) of each of the `SUMS` of a layer."""
     for i, path in enumerate(layer.norms):
@@ -105,9 +106,9 @@ def statistics_tag(layer: LayerPlan, number: int, norm: int) -> int:
     return layer.tag + SUMS * (number * len(layer.norms) + norm)
 
 
-def step_messages(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Message]:
+def step_messages(plan: Plan, rank: int) -> Iterator[Message]:
     """Every message that `rank` sends or receives, in the order of its events."""
-    for b in batches(plan, rank, events):
+    for b in batches(plan, rank, plan.events[rank]):
         rounds, group = b.rounds, b.group
         if b.counts is not None and len(group) > 1:
             nodes, member = [plan.nodes[r] for r in group], group.index(rank)

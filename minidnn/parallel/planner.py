@@ -11,13 +11,14 @@ from math import prod
 
 from .. import nn
 from ..errors import InputError
+from .describe import plan_text
 from .events import lower
 from .held import buckets_of, held_by
 from .mesh import bounds
-from .messages import SUMS
+from .messages import SUMS, step_messages
 from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Replicate, Shard
-from .plan import Plan
-from .planned import Exchange, Input, LayerPlan, PerRank, Stage
+from .plan import PerRank, Plan
+from .planned import Exchange, Input, LayerPlan, Stage
 from .rule import Derived, PlacementError, Variable, derive
 from .strategy import Strategy
 
@@ -81,6 +82,8 @@ def make_plan(
         events=PerRank(mesh.size, lambda r: lower(plan, r)),
         held=PerRank(mesh.size, lambda r: held_by(plan, r)),
         buckets=PerRank(mesh.size, lambda r: buckets_of(plan, r, builder.tag)),
+        messages=lambda r: list(step_messages(plan, r)),
+        text=lambda: plan_text(plan),
     )
     _check_tied(plan)
     return plan

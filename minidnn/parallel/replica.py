@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import nn
 from .placement import Partial, intervals
-from .planned import LayerPlan, Planned
+from .plan import Plan
+from .planned import LayerPlan
 from .rule import localise
 
 
@@ -18,7 +19,7 @@ class Replica:
     norms that sum their statistics over ranks.
     """
 
-    def __init__(self, plan: Planned, rank: int, seed: int, xp: Any) -> None:
+    def __init__(self, plan: Plan, rank: int, seed: int, xp: Any) -> None:
         self.layers: dict[str, nn.Module] = {}
         self.variables: dict[str, nn.Variable] = {}
         self.norms: dict[str, list[nn.Module]] = {}
@@ -44,7 +45,7 @@ class Replica:
         return int(n * (inputs if phase == "input" else product + inputs * (phase == "both")))
 
 
-def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float]:
+def _flops(plan: Plan, layer: LayerPlan, rank: int) -> tuple[float, float]:
     """Of one sample: of a product, and of that for the gradient of the input, which the first layer needs not."""
     share = 1.0
     operands = [(layer.layout, layer.out_shape)]

@@ -19,7 +19,7 @@ from .. import functional as F
 from .. import nn
 from ..comm import collectives
 from ..tensor import Function, Tape, Tensor
-from .events import Compute, Event, Metrics, Post, PostSum, Share, Step, Wait, WaitSum
+from .events import Compute, Event, Metrics, Post, PostSum, Share, Step, Wait
 from .messages import SMALL, statistics_tag
 from .nonfinite import diagnose
 from .placement import MicroBatch, Region, Replicate
@@ -98,11 +98,11 @@ class Run:
                 self.comm.progress()
             case Post():
                 self._post(event)
-            case Wait(post):
+            case Wait(Post() as post):
                 self._wait(post)
             case PostSum(bucket):
                 self.executor.sums[bucket.index].start()
-            case WaitSum(bucket):
+            case Wait(PostSum(bucket)):
                 self.executor.sums[bucket.index].finish()
             case Step(group, micro_batch):
                 self._update(group, micro_batch)
