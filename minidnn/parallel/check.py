@@ -97,7 +97,7 @@ def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank
     ScheduleError
         No rank can go on.
     """
-    left = {rank: list(reversed(plan.events[rank])) for rank in range(plan.size)}
+    left = {rank: list(reversed(events)) for rank, events in plan.events.items()}
     clock, busy = dict.fromkeys(left, 0.0), dict.fromkeys(left, 0.0)
     spans: dict[int, list] = {rank: [] for rank in left}
     posted: dict[tuple, dict[int, float]] = {}  # by what is met over: when each rank came to it
@@ -120,16 +120,15 @@ def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank
                     spans[rank].append((event, begin, clock[rank]))
                 own.pop()
                 moved = True
-    stuck = [_complaint(plan, rank, own[-1], posted) for rank, own in left.items() if own]
+    stuck = []
+    for rank, own in left.items():
+        if own:
+            key, _, others = _meeting(plan, rank, own[-1])
+            missing = sorted(set(others) - set(posted.get(key, ())))
+            stuck.append(f"rank {rank} at {own[-1]} waits for rank {', '.join(map(str, missing))}")
     if stuck:
         raise ScheduleError(f"no rank can go on: {'; '.join(stuck)}")
     return Timing(spans, max(clock.values()), busy)
-
-
-def _complaint(plan: Plan, rank: int, event: Event, posted: dict) -> str:
-    key, _, others = _meeting(plan, rank, event)
-    missing = sorted(set(others) - set(posted.get(key, ())))
-    return f"rank {rank} at {event} waits for rank {', '.join(map(str, missing))}"
 
 
 def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple, bool, tuple[int, ...]]:

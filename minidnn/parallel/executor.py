@@ -33,14 +33,12 @@ class Executor:
     ----------
     model : Sequential
         The whole model, without weights; the same on every rank.
-    shape : tuple of int, or dict of them
-        One sample, (H, W, C); of a model of several inputs, that of each by name.
+    shape, batch
+        As of `make_plan`.
     strategy : Strategy
         With the options that it was made of.
     comm : Communicator
         As large as the strategy's mesh.
-    batch : int
-        Samples of the whole step.
     seed : int
         Of weights and dropout.
     optimiser : callable, optional
@@ -78,9 +76,9 @@ class Executor:
         xp: Any = np,
         title: str = "model",
     ) -> None:
-        name, size = strategy.name, strategy.mesh.size
+        size = strategy.mesh.size
         if comm.size != size:
-            raise ValueError(f"strategy {name!r} is made for {size} ranks, not {comm.size}")
+            raise ValueError(f"strategy {strategy.name!r} is made for {size} ranks, not {comm.size}")
         self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
         self.shapes = model.input_shapes(shape)
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
@@ -109,7 +107,7 @@ class Executor:
     def _settings(self, batch: int) -> dict[str, object]:
         """What must be the same on every rank."""
         strategy = self.strategy
-        schedules = [strategy.schedule(i) for i in range(strategy.mesh.axis_size("stage"))]
+        schedules = (strategy.schedule(i) for i in range(strategy.mesh.axis_size("stage")))
         return {
             "the model": repr(self.model),
             "the image shape": self.shapes,

@@ -16,7 +16,6 @@ from typing import Any
 from ..comm import collectives
 from ..comm.algorithms import edges_of
 from ..comm.communicator import Communicator
-from ..comm.ledger import Scope
 from ..functional.factors import Factors
 from ..nn import Parameter
 from .planned import Bucket
@@ -24,15 +23,8 @@ from .transfer import Algorithms
 
 
 class BucketSum:
-    """A flat buffer of gradients, and its sum over a group by all_reduce, or reduce_scatter where it is sharded.
-
-    Attributes
-    ----------
-    pieces : list of Parameter
-        Of a sharded bucket: what this rank's optimiser updates in place of the parameters.
-    pending : Pending or None
-        The exchange while it is under way.
-    """
+    """A flat buffer of gradients, and its sum over a group by all_reduce, or reduce_scatter where it is sharded: then
+    the optimiser updates `pieces` in place of the parameters. `pending` is the exchange while it is under way."""
 
     def __init__(
         self, bucket: Bucket, parameters: list[Parameter], comm: Communicator, algorithms: Algorithms, xp: Any
@@ -83,13 +75,10 @@ class BucketSum:
         for piece, start in zip(self.pieces, edges_of([p.size for p in self.pieces]), strict=False):
             piece.grad = own[start : start + piece.size]
 
-    def _scope(self, phase: str, cause: str) -> Scope:
-        bucket = self.bucket
-        return self.comm.ledger.scope(phase=phase, layer=bucket.layer, tensor=bucket.tensor, cause=cause)
-
     def start(self) -> None:
         """Post the first messages of the exchange."""
-        with self._scope("gradient sync", "replicated weights"):
+        labels = {"layer": self.bucket.layer, "tensor": self.bucket.tensor, "cause": "replicated weights"}
+        with self.comm.ledger.scope(phase="gradient sync", **labels):
             self.pending = self.comm.start(self._collective(), self.bucket.tag)
 
     def finish(self) -> None:
@@ -99,7 +88,8 @@ class BucketSum:
 
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
-        with self._scope("update", "sharded momentum"):
+        labels = {"layer": self.bucket.layer, "tensor": self.bucket.tensor, "cause": "sharded momentum"}
+        with self.comm.ledger.scope(phase="update", **labels):
             what = self.weights, self.counts, self.algorithms.all_gather
             steps = collectives.all_gather_inplace.steps(self.comm, *what)
             self.comm.start(steps, self.bucket.tag + 1).wait()

@@ -60,8 +60,14 @@ def make_plan(
         A layer that cannot be split as the strategy says, or tied layers that are split in different ways.
     """
     mesh, builder = strategy.mesh, _Builder(model, shape, strategy)
-    if check:
-        _check_batch(strategy, builder.blocks, batch)
+    most = 1 if strategy.by_member else max(strategy.micro_batches)
+    parts = prod(builder.blocks.sizes) * most
+    if check and batch < parts:
+        cut = f" in {most} micro-batches" if most > 1 else ""
+        raise InputError(
+            f"a batch of {batch} cannot be split over {mesh.size} ranks{cut} by strategy {strategy.name!r}: "
+            f"give batch={parts} or more, or fewer ranks"
+        )
     stages, inputs = builder.build(_micro_batches(strategy, builder.blocks, batch))
     if builder.tag + 2 * len(stages) * len(builder.names) > LAST_TAG:
         raise InputError(
@@ -87,18 +93,6 @@ def make_plan(
     )
     _check_tied(plan)
     return plan
-
-
-def _check_batch(strategy: Strategy, blocks: Blocks, batch: int) -> None:
-    """Refuse a batch that leaves a rank or a micro-batch without a sample."""
-    most = 1 if strategy.by_member else max(strategy.micro_batches)
-    parts = prod(blocks.sizes) * most
-    if batch < parts:
-        cut = f" in {most} micro-batches" if most > 1 else ""
-        raise InputError(
-            f"a batch of {batch} cannot be split over {strategy.mesh.size} ranks{cut} by strategy "
-            f"{strategy.name!r}: give batch={parts} or more, or fewer ranks"
-        )
 
 
 def _micro_batches(strategy: Strategy, blocks: Blocks, batch: int) -> list[tuple[MicroBatch, ...]]:

@@ -67,8 +67,7 @@ class Run:
     Attributes
     ----------
     values, gradients : dict
-        By `Key`: outputs of layers, what has arrived, and the model's inputs; and their gradients, summed over the uses
-        so far.
+        By `Key`: outputs of layers, what has arrived, the model's inputs; their gradients, summed over the uses so far.
     tapes : dict
         By layer and micro-batch: the tape, the gradients of the inputs once they are there, and the output.
     flying : dict
@@ -120,12 +119,10 @@ class Run:
             if owned.pending is not None:
                 owned.finish()
 
-    def averaged_over(self, micro_batch: int) -> int:
+    def _averaged_over(self, micro_batch: int) -> int:
         """Over how many samples its loss is averaged: the whole batch, or the micro-batch alone if that is a step."""
         alone = self.executor.sub_steps and self.training
         return self.plan.stages[-1].micro_batches[micro_batch].size if alone else len(self.labels)
-
-    # -- computing -----------------------------------------------------------------------------------
 
     def _batch(self, stage: int, micro_batch: int) -> MicroBatch:
         return self.plan.stages[stage].micro_batches[micro_batch]
@@ -135,10 +132,9 @@ class Run:
 
     @contextmanager
     def _computing(self, layer: LayerPlan, micro_batch: int, phase: str, samples: int) -> Iterator[None]:
-        direction = "forward" if phase == "forward" else "backward"
-        flops = self.executor.replica.flops(layer.name, samples, phase)
+        direction, replica = "forward" if phase == "forward" else "backward", self.executor.replica
         with self.ledger.scope(phase=direction, layer=layer.name, micro_batch=micro_batch):
-            before = self.ledger.state("compute", flops=flops)
+            before = self.ledger.state("compute", flops=replica.flops(layer.name, samples, phase))
             yield
             self.ledger.restore(before)
 
@@ -178,7 +174,7 @@ class Run:
     def _loss(self, layer: LayerPlan, logits: Tensor, samples: np.ndarray, micro_batch: int) -> Tensor:
         """The mean over the whole batch of the cross-entropy of the samples held here."""
         target = self.xp.asarray(self.labels[samples])
-        each, averaged = int(np.prod(self.labels.shape[1:])), self.averaged_over(micro_batch)
+        each, averaged = int(np.prod(self.labels.shape[1:])), self._averaged_over(micro_batch)
         loss = F.softmax_cross_entropy(logits, target, total=max(1, averaged * each))
         places = zip(layer.layout, self.plan.mesh.coordinates[self.rank], strict=True)
         if not any(at for p, at in places if p == Replicate()):  # of equal copies, one counts
@@ -193,10 +189,9 @@ class Run:
             if phase == "weight":
                 tape.backward_weights()
             else:
-                gy = None
-                if layer.layer is not None:
-                    gy = self.gradients.pop((layer.stage, micro_batch, layer.name), None)
-                    gy = self.xp.zeros(y.data.shape, self.dtype) if gy is None else gy
+                gy = self.gradients.pop((layer.stage, micro_batch, layer.name), None)
+                if gy is None and layer.layer is not None:
+                    gy = self.xp.zeros(y.data.shape, self.dtype)
                 if y.requires_grad:
                     tape.backward([y], [gy], defer_weights=phase == "input")
                 for key, gradient in zip(self._inputs(layer, micro_batch), kept, strict=True):
@@ -222,24 +217,19 @@ class Run:
     def _take(self, key: Key) -> Any:
         """A value, for one of its uses; it is forgotten after the last one."""
         stage, micro_batch, name = key
-        if key not in self.values and name in self.plan.inputs:
-            self.values[key] = self._load(name, self._batch(stage, micro_batch))
+        if (
+            key not in self.values and name in self.plan.inputs
+        ):  # the samples of this micro-batch, of those loaded
+            given, images = self.plan.inputs[name], self.images[name]
+            rows = self.plan.samples(given.layout, self.rank, self._batch(stage, micro_batch))
+            if images is None:
+                images = self.xp.empty((0, *given.shape), self.dtype)
+            self.values[key] = images[_span(rows - self.plan.input_rows(self.rank)[0])]
         value = self.values.get(key)
         self.uses[key] = self.uses.get(key, self.plan.use_counts.get((stage, name), 1)) - 1
         if not self.uses[key]:
             self.values.pop(key, None)
         return value
-
-    def _load(self, name: str, batch: MicroBatch) -> Any:
-        """The samples of a micro-batch, out of those that were loaded."""
-        given, images = self.plan.inputs[name], self.images[name]
-        if images is None:
-            return self.xp.empty((0, *given.shape), self.dtype)
-        return images[
-            _span(self.plan.samples(given.layout, self.rank, batch) - self.plan.input_rows(self.rank)[0])
-        ]
-
-    # -- moving --------------------------------------------------------------------------------------
 
     def _post(self, post: Post) -> None:
         """Begin to move a value or a gradient."""
@@ -247,7 +237,7 @@ class Run:
         tag, pending = e.tag_of(i, direction), None
         with self.ledger.scope(phase=direction, layer=e.layer, micro_batch=i, cause=e.layer, tensor=e.value):
             region = self.plan.region(e.layouts(direction)[0], e.shape, self.rank)
-            outgoing = self._outgoing if direction == "forward" else self._outgoing_gradient
+            outgoing = self._value if direction == "forward" else self._gradient
             x = outgoing(e, i, region) if region else None
             for transfer in post.transfers:
                 x = pending.wait() if pending else x
@@ -255,17 +245,16 @@ class Run:
                 pending = group.start(transfer.steps(group, x, self.empty), tag)
         self.flying[tag] = pending or (x,)  # where nothing moves, what is here is used as it is
 
-    def _outgoing(self, e: Exchange, micro_batch: int, region: Region) -> Any:
+    def _value(self, e: Exchange, micro_batch: int, region: Region) -> Any:
         """What this rank has of a value; of a stage that ran the whole batch at once, the rows of the micro-batch."""
-        if e.at_once:
-            return self._take((e.origin, 0, e.value))[self._rows(e, micro_batch, region)]
-        return self._take((e.origin, micro_batch, e.value))
+        x = self._take((e.origin, 0 if e.at_once else micro_batch, e.value))
+        return x[self._rows(e, micro_batch, region)] if e.at_once else x
 
-    def _outgoing_gradient(self, e: Exchange, micro_batch: int, region: Region) -> Any:
+    def _gradient(self, e: Exchange, micro_batch: int, region: Region) -> Any:
         gradient = self.gradients.pop(self._target(e, micro_batch), None)
         if gradient is None:
             return self.xp.zeros(self._batch(e.stage, micro_batch).shape(region), self.dtype)
-        share = self.averaged_over(micro_batch) / len(self.labels)
+        share = self._averaged_over(micro_batch) / len(self.labels)
         # where a micro-batch is a step, the loss was averaged over it; the stages before see the whole batch
         return gradient if share == 1 or e.origin == e.stage else gradient * self.dtype.type(share)
 
@@ -292,8 +281,6 @@ class Run:
                 self.gradients[key] = self.xp.zeros(self._batch(e.origin, 0).shape(region), y.dtype)
             self.gradients[key][self._rows(e, i, region)] += y
 
-    # -- the end of a step ---------------------------------------------------------------------------
-
     def _sum_metrics(self, tag: int) -> None:
         """Sum loss, correct answers and samples over all ranks; raise where the loss is not finite."""
         mine = np.array([self.loss, self.correct, self.samples], np.float64)
@@ -306,13 +293,11 @@ class Run:
             raise diagnose(self.executor, self.images, self.labels)
 
     def _update(self, group: str, micro_batch: int | None) -> None:
-        executor = self.executor
-        if micro_batch is None or self.averaged_over(micro_batch):  # no samples, no step
-            with self.ledger.scope(phase="update", layer=group):
-                before = self.ledger.state("compute")
-                executor.optimiser.update_group(list(executor.update_groups).index(group))
-                self.ledger.restore(before)
-        for p in executor.update_groups[group]:
+        groups = self.executor.update_groups
+        if micro_batch is None or self._averaged_over(micro_batch):  # no samples, no step
+            with self.ledger.scope(phase="update", layer=group), self.ledger.during("compute"):
+                self.executor.optimiser.update_group(list(groups).index(group))
+        for p in groups[group]:
             p.grad = None
 
 
