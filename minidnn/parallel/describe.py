@@ -18,25 +18,19 @@ def plan_text(plan: Plan, ranks: Iterable[int] | None = None) -> str:
     """The listing that `print(plan)` shows; by default of all ranks up to 8, of rank 0 beyond."""
     if ranks is None:
         ranks = range(plan.size) if plan.size <= 8 else (0,)
-    ranks = list(ranks)
-    lines = [_title(plan), *(f"note: {note}" for note in plan.notes)]
+    ranks, shape = list(ranks), "x".join(map(str, plan.layers[0].shapes[0]))
+    variables = {id(p): p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters()}
+    several = f" in a mesh of {plan.mesh}" if sum(n > 1 for n in plan.mesh.sizes) > 1 else ""
+    lines = [
+        f"Plan: {plan.model}, {shape} -> {plan.layers[-1].shapes[0][-1]}, {sum(variables.values()):,} parameters; "
+        f"strategy {plan.strategy}, {plan.size} rank{'s' * (plan.size > 1)}{several}, batch {plan.batch}, {plan.dtype}",
+        *(f"note: {note}" for note in plan.notes),
+    ]
     for rank in ranks:
         lines += ["", *_rank_lines(plan, rank)]
     if len(ranks) < plan.size:
         lines += ["", f"({plan.size - len(ranks)} more ranks; ask for them by number)"]
     return "\n".join(lines)
-
-
-def _title(plan: Plan) -> str:
-    variables = {id(p): p.size for layer in plan.layers if layer.layer for p in layer.layer.parameters()}
-    ranks = f"{plan.size} rank{'s' * (plan.size > 1)}"
-    if sum(n > 1 for n in plan.mesh.sizes) > 1:
-        ranks += f" in a mesh of {plan.mesh}"
-    shape = "x".join(map(str, plan.layers[0].shapes[0]))
-    return (
-        f"Plan: {plan.model}, {shape} -> {plan.layers[-1].shapes[0][-1]}, {sum(variables.values()):,} parameters; "
-        f"strategy {plan.strategy}, {ranks}, batch {plan.batch}, {plan.dtype}"
-    )
 
 
 def _rank_lines(plan: Plan, rank: int) -> list[str]:

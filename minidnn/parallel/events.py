@@ -94,17 +94,15 @@ def lower(plan: Plan, rank: int, training: bool = True) -> tuple[Event, ...]:
     """The events of one rank: of a training step, or of an evaluation, which is all stages forward."""
     lowering, actions = _Lowering(plan, rank), plan.schedules[rank]
     if not training:
-        actions = [
-            Forward(stage, 0) for stage in sorted({a.stage for a in actions if isinstance(a, Forward)})
-        ]
+        stages = {a.stage for a in actions if isinstance(a, Forward)}
+        actions = [Forward(stage, 0) for stage in sorted(stages)]
     for action in actions:
         lowering.add(action)
     lowering.events.append(Metrics())
-    if training:
-        groups = dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None)
-        for group in groups:
-            if group not in {a.group for a in actions if isinstance(a, Update)}:
-                lowering.add(Update(group))
+    done = {a.group for a in actions if isinstance(a, Update)}
+    for group in dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None):
+        if training and group not in done:
+            lowering.add(Update(group))
     return tuple(lowering.events)
 
 
@@ -115,7 +113,6 @@ class _Lowering:
         self.plan, self.rank, self.place = plan, rank, plan.mesh.coordinate(rank, "stage")
         self.events: list[Event] = []
         self.posted: dict[int, Post] = {}  # by tag
-        self.since: dict[str, int] = {}  # by group: the first event since its last update
 
     def add(self, action: Action) -> None:
         match action:
@@ -190,23 +187,24 @@ class _Lowering:
         buckets = [b for b in self.plan.buckets[self.rank] if b.update == group]
         overlaps = self.plan.options.bucket_mib > 0
         if overlaps:
-            self._start_sums(buckets, self.since.get(group, 0))
+            self._start_sums(buckets, group)
         for bucket in buckets:
             post = PostSum(bucket)
             self.events += [Wait(post)] if overlaps else [post, Wait(post)]
         self.events.append(Step(group, micro_batch))
         self.events += [Share(bucket) for bucket in buckets if bucket.sharded]
-        self.since[group] = len(self.events)
 
-    def _start_sums(self, buckets: Sequence[Bucket], since: int) -> None:
-        """Put the beginning of each sum behind the last event that adds to its gradients."""
-        last_of: dict[str, int] = {}  # by layer
-        for i, event in enumerate(self.events[since:], since + 1):
+    def _start_sums(self, buckets: Sequence[Bucket], group: str) -> None:
+        """Put the beginning of each sum behind the last event since the last update that adds to its gradients."""
+        start, last = 0, {}
+        for i, event in enumerate(self.events, 1):
             if isinstance(event, Compute) and event.phase in ("both", "weight"):
-                last_of[event.layer.name] = i
+                last[event.layer.name] = i
+            elif isinstance(event, Step) and event.group == group:
+                start, last = i, {}
         places = []
         for bucket in buckets:
             users = {layer for name in bucket.names for layer in self.plan.users[name]}
-            places.append((max(last_of.get(layer, since) for layer in users), bucket.index, bucket))
+            places.append((max(last.get(layer, start) for layer in users), bucket.index, bucket))
         for at, _, bucket in sorted(places, reverse=True):
             self.events.insert(at, PostSum(bucket))

@@ -84,8 +84,7 @@ class Executor:
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
         self.dtype = np.dtype(self.options.dtype)
         check_same(comm, self._settings(batch))
-        self._plans: dict[tuple[int, bool], Plan] = {}
-        self._planning = Lock()  # the loader's thread asks for plans, too
+        self._plans, self._planning = {}, Lock()  # the loader's thread asks for plans, too
         self.plan = self.plan_for(batch, training=True)
         self.groups: dict[tuple[str, ...], Communicator] = {}
         for axes in self.plan.groups:  # the same ones, in one order, on every rank

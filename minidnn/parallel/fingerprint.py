@@ -20,38 +20,28 @@ _SHOWN = 100  # characters of a value that are shown, from a little before it di
 
 
 def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
-    """Raise InputError on every rank unless all ranks have the same settings.
-
-    Parameters
-    ----------
-    settings : mapping
-        Name to value; texts are compared as they are, other values by `repr`. All ranks must give the same
-        names.
-    """
+    """Raise InputError on every rank unless all have the same values under the same names; values that are no texts are
+    compared by `repr`."""
     if comm.size == 1:
         return
     texts = {name: value if isinstance(value, str) else repr(value) for name, value in settings.items()}
     everyone = comm.exchange(np.array([digest(text.encode()) for text in texts.values()], np.int64))
     for i, (name, text) in enumerate(texts.items()):
         if (everyone[:, i] != everyone[0, i]).any():
-            raise InputError(_complaint(name, comm.exchange_texts(text)))
+            ranks: dict[str, list[str]] = {}
+            for rank, theirs in enumerate(comm.exchange_texts(text)):
+                ranks.setdefault(theirs, []).append(str(rank))
+            pairs = zip(ranks.values(), _where_they_differ(list(ranks)), strict=True)
+            parts = [f"{shown} on rank{'s' * (len(own) > 1)} {', '.join(own)}" for own, shown in pairs]
+            raise InputError(
+                f"the ranks do not run the same program: {name} is {' but '.join(parts)}; "
+                "start all ranks with the same options"
+            )
 
 
 def digest(data: bytes) -> int:
     """A fingerprint that fits an int64, and is not 0."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True) or 1
-
-
-def _complaint(name: str, texts: list[str]) -> str:
-    ranks: dict[str, list[str]] = {}
-    for rank, text in enumerate(texts):
-        ranks.setdefault(text, []).append(str(rank))
-    pairs = zip(ranks.values(), _where_they_differ(list(ranks)), strict=True)
-    parts = [f"{shown} on rank{'s' * (len(own) > 1)} {', '.join(own)}" for own, shown in pairs]
-    return (
-        f"the ranks do not run the same program: {name} is {' but '.join(parts)}; "
-        "start all ranks with the same options"
-    )
 
 
 def _where_they_differ(texts: list[str]) -> list[str]:

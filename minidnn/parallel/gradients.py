@@ -53,11 +53,13 @@ class BucketSum:
             p.data = part.reshape(p.shape)
             low, high = max(first, start), min(first + p.size, stop)
             if low < high:
-                self.pieces.append(self._piece(p, part, low - first, high - first))
+                begin, end, data = self._part(p, low - first, high - first)
+                self.pieces.append(piece := Parameter(data.shape, decay=p.decay))
+                piece.name, piece.data = f"{p.name}[{begin}:{end}]", data
 
-    def _piece(self, p: Parameter, flat: Any, low: int, high: int) -> Parameter:
-        """Elements low to high of a parameter, as one of its own on the same memory."""
-        return _named(f"{p.name}[{low}:{high}]", flat[low:high], p.decay)
+    def _part(self, p: Parameter, low: int, high: int) -> tuple[int, int, Any]:
+        """Elements low to high of a parameter: start, stop, and the same memory."""
+        return low, high, p.data.reshape(-1)[low:high]
 
     def _collective(self) -> Generator:
         """The steps of the exchange; all gradients are there."""
@@ -111,10 +113,10 @@ class FactorExchange(BucketSum):
         (self.weight,) = self.parameters
         self.weight.exchange_factors = True
 
-    def _piece(self, p: Parameter, flat: Any, low: int, high: int) -> Parameter:
+    def _part(self, p: Parameter, low: int, high: int) -> tuple[int, int, Any]:
         """Whole rows of the matrix."""
         self.rows = slice(low // p.shape[1], high // p.shape[1])
-        return _named(f"{p.name}[{self.rows.start}:{self.rows.stop}]", p.data[self.rows], p.decay)
+        return self.rows.start, self.rows.stop, p.data[self.rows]
 
     def _collective(self) -> Generator:
         bucket, own, inputs = self.bucket, self.weight.factors, self.bucket.matrix[0]
@@ -133,9 +135,3 @@ class FactorExchange(BucketSum):
             self.weight.factors = Factors(x, gy)
         for piece in self.pieces:
             piece.factors = Factors(x[:, self.rows], gy)
-
-
-def _named(name: str, data: Any, decay: bool) -> Parameter:
-    piece = Parameter(data.shape, decay=decay)
-    piece.name, piece.data = name, data
-    return piece

@@ -71,8 +71,15 @@ def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
             case Compute(layer, phase, number) if layer.norms and phase != "weight":
                 direction = "forward" if phase == "forward" else "backward"
                 group = plan.mesh.group(rank, layer.derived.statistics)
-                for tag, n in _statistics(plan, rank, layer, number, direction):
-                    yield Batch(direction, layer.name, number, tag, "all_reduce", SMALL, group, n, 8)
+                for i, path in enumerate(layer.norms):
+                    inside = f"{layer.name}.{path}." if path else f"{layer.name}."
+                    n = next(p.size for p in plan.held[rank] if p.name.startswith(inside))  # channels
+                    sums = (n + 1, n) if phase == "forward" else (2 * n,)
+                    first = statistics_tag(layer, number, i) + (0 if phase == "forward" else 2)
+                    for tag, elements in enumerate(sums, first):
+                        yield Batch(
+                            direction, layer.name, number, tag, "all_reduce", SMALL, group, elements, 8
+                        )
             case Wait(PostSum(bucket)):
                 group = plan.mesh.group(rank, bucket.axes)
                 algorithm = (
@@ -87,18 +94,6 @@ def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
             case Metrics(tag):
                 world = tuple(range(plan.size))
                 yield Batch("metrics", "loss", 0, tag, "all_reduce", SMALL, world, METRICS, 8)
-
-
-def _statistics(
-    plan: Plan, rank: int, layer: LayerPlan, number: int, direction: str
-) -> Iterator[tuple[int, int]]:
-    """(tag, elements) of each of the `SUMS` of a layer."""
-    for i, path in enumerate(layer.norms):
-        prefix = f"{layer.name}.{path}." if path else f"{layer.name}."
-        channels = next(p.size for p in plan.held[rank] if p.name.startswith(prefix))
-        first = statistics_tag(layer, number, i)
-        forward = ((first, channels + 1), (first + 1, channels))
-        yield from forward if direction == "forward" else ((first + 2, 2 * channels),)
 
 
 def statistics_tag(layer: LayerPlan, number: int, norm: int) -> int:

@@ -149,7 +149,14 @@ class _Builder:
             index += n in strategy.starts[index : index + 1]
             self.stage[n] = index
         self.uses = {v: [n for n in self.names if v in self.sources[n]] for v in (*model.inputs, *self.names)}
-        self.derived = {n: self._derive(n) for n in self.names}
+        self.derived: dict[str, Derived] = {}
+        for n in self.names:
+            split = strategy.splits[n]
+            if strategy.pipelined:
+                split = replace(split, at={**split.at, "stage": self.stage[n]})
+            self.derived[n] = derive(
+                n, self.layers[n], self.in_shapes[n], self.out_shapes[n], split, self.mesh
+            )
         spread = {axis for split in strategy.splits.values() for axis in split.letters.get("n", ())}
         axes = zip(self.mesh.names, self.mesh.sizes, strict=True)
         self.blocks = Blocks(self.mesh, tuple(axis for axis, size in axes if axis in spread and size > 1))
@@ -168,13 +175,6 @@ class _Builder:
             first, needed, _ = self._user(value, self.uses[value])
             loaded = tuple(p if isinstance(p, At) or p == Shard(0) else Replicate() for p in needed)
             self.inputs[value] = Input(loaded, self.out_shapes[value], self.stage[first])
-
-    def _derive(self, name: str) -> Derived:
-        """The rule; on a pipeline, at the place of the layer's stage."""
-        split = self.strategy.splits[name]
-        if self.strategy.pipelined:
-            split = replace(split, at={**split.at, "stage": self.stage[name]})
-        return derive(name, self.layers[name], self.in_shapes[name], self.out_shapes[name], split, self.mesh)
 
     def _gradients(self, name: str) -> tuple[Layout, tuple[Layout, ...]]:
         """The layout of the gradient of a layer's output, and those it leaves of its inputs.
@@ -221,8 +221,10 @@ class _Builder:
                 users = [n for n in self.uses[value] if self.stage[n] == index]
                 if origin < index and users:
                     first, *needed = self._user(value, users)
-                    if len(users) > 1:  # a halo is for one of them
-                        needed = [_without_halo(layout) for layout in needed]
+                    if len(users) > 1:  # what overlaps is for one of them
+                        needed = [
+                            tuple(Shard(p.axis) if isinstance(p, Halo) else p for p in x) for x in needed
+                        ]
                     entries.append(self._exchange(value, first, origin, (layout, *needed, gradient)))
                     here[value] = needed
             layers = []
@@ -266,8 +268,3 @@ class _Builder:
         self.tag += 2 * count
         flows = self.differentiable[value], count != theirs
         return Exchange(value, layer, origin, stage, *layouts, self.out_shapes[value], *flows, tag)
-
-
-def _without_halo(layout: Layout) -> Layout:
-    """The same without what overlaps."""
-    return tuple(Shard(p.axis) if isinstance(p, Halo) else p for p in layout)

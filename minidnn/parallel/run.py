@@ -62,17 +62,7 @@ class Arrive(Function):
 
 
 class Run:
-    """What is alive in a running step of one rank.
-
-    Attributes
-    ----------
-    values, gradients : dict
-        By `Key`: outputs of layers, what has arrived, the model's inputs; their gradients, summed over the uses so far.
-    tapes : dict
-        By layer and micro-batch: the tape, the gradients of the inputs once they are there, and the output.
-    flying : dict
-        By tag: the moves under way, and of one where nothing is sent its result in a tuple.
-    """
+    """What is alive in a running step of one rank."""
 
     def __init__(
         self, executor: Any, plan: Plan, images: dict[str, Any], labels: np.ndarray, training: bool
@@ -81,11 +71,14 @@ class Run:
         self.training, self.rank, self.comm = training, executor.rank, executor.comm
         self.xp, self.dtype, self.ledger = executor.xp, executor.dtype, executor.ledger
         self.empty = self.xp.empty(0, self.dtype)
-        self.values: dict[Key, Any] = {}
-        self.gradients: dict[Key, Any] = {}
+        self.values: dict[Key, Any] = {}  # outputs of layers, what has arrived, the model's inputs
+        self.uses: dict[Key, int] = {}  # that are still to come
+        self.gradients: dict[Key, Any] = {}  # summed over the uses so far
+        # by layer and micro-batch: the tape, the gradients of the inputs once they are there, and the output
         self.tapes: dict[tuple[str, int], tuple[Tape, list[list], Tensor]] = {}
-        self.flying: dict[int, Any] = {}
-        self.uses: dict[Key, int] = {}
+        self.flying: dict[
+            int, Any
+        ] = {}  # by tag: the moves under way; where nothing is sent, the result in a tuple
         self.loss, self.correct, self.samples = 0.0, 0, 0
         self.result = Result(0.0, 0, 0)
 
@@ -127,15 +120,15 @@ class Run:
     def _batch(self, stage: int, micro_batch: int) -> MicroBatch:
         return self.plan.stages[stage].micro_batches[micro_batch]
 
-    def _samples(self, layer: LayerPlan, micro_batch: int) -> np.ndarray:
-        return self.plan.samples(layer.derived.gradient, self.rank, self._batch(layer.stage, micro_batch))
-
     @contextmanager
-    def _computing(self, layer: LayerPlan, micro_batch: int, phase: str, samples: int) -> Iterator[None]:
+    def _computing(self, layer: LayerPlan, micro_batch: int, phase: str) -> Iterator[np.ndarray]:
+        """While a layer computes, as the ledger sees it; gives the numbers of the samples."""
+        batch = self._batch(layer.stage, micro_batch)
+        samples = self.plan.samples(layer.derived.gradient, self.rank, batch)
         direction, replica = "forward" if phase == "forward" else "backward", self.executor.replica
         with self.ledger.scope(phase=direction, layer=layer.name, micro_batch=micro_batch):
-            before = self.ledger.state("compute", flops=replica.flops(layer.name, samples, phase))
-            yield
+            before = self.ledger.state("compute", flops=replica.flops(layer.name, len(samples), phase))
+            yield samples
             self.ledger.restore(before)
 
     def _inputs(self, layer: LayerPlan, micro_batch: int) -> list[Key]:
@@ -148,10 +141,10 @@ class Run:
         return e.stage, micro_batch, e.tag if e.origin == e.stage else e.value
 
     def _forward(self, layer: LayerPlan, micro_batch: int, phase: str) -> None:
-        samples, taped = self._samples(layer, micro_batch), self.training and layer.backward
+        taped = self.training and layer.backward
         arrays = [self._take(key) for key in self._inputs(layer, micro_batch)]
         kept: list[list] = [[] for _ in arrays]
-        with Tape() as tape, self._computing(layer, micro_batch, phase, len(samples)):
+        with Tape() as tape, self._computing(layer, micro_batch, phase) as samples:
             self._synchronise(layer, micro_batch)
             tape.layer = layer.name
             flows = [self.training and d for d in layer.differentiable]
@@ -185,7 +178,7 @@ class Run:
 
     def _backward(self, layer: LayerPlan, micro_batch: int, phase: str) -> None:
         tape, kept, y = self.tapes[layer.name, micro_batch]
-        with self._computing(layer, micro_batch, phase, len(self._samples(layer, micro_batch))):
+        with self._computing(layer, micro_batch, phase):
             if phase == "weight":
                 tape.backward_weights()
             else:
