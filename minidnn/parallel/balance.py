@@ -16,15 +16,11 @@ def balanced_starts(costs: Sequence[float], stages: int) -> list[int]:
     if not 1 <= stages <= n:
         raise ValueError(f"cannot cut {n} layers into {stages} stages")
     total = [0.0, *accumulate(costs)]
-    best: dict[int, tuple[float, list[int]]] = {
-        0: (0.0, [])
-    }  # by j: the largest sum, and the first layer of each stage
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # by j: largest sum, first layers
     for k in range(1, stages + 1):
-        best = {
-            j: min(
-                ((max(best[i][0], total[j] - total[i]), [*best[i][1], i]) for i in best if i < j),
-                key=lambda x: x[0],
-            )
-            for j in range(k, n + 1)
-        }
+        row = {}
+        for j in range(k, n + 1):
+            worst, i = min((max(best[i][0], total[j] - total[i]), i) for i in best if i < j)
+            row[j] = worst, [*best[i][1], i]
+        best = row
     return best[n][1][1:]

@@ -56,18 +56,14 @@ def _check_work(plan: Plan, rank: int) -> None:
     for stage, i in sorted(due | set(done)):
         order = done.get((stage, i), [])
         if (stage, i) not in due or order not in (["forward", "both"], ["forward", "input", "weight"]):
+            text = f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}"
             wanted = "forward, then backward" if (stage, i) in due else "nothing"
-            raise ScheduleError(
-                f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}: expected "
-                f"{wanted}"
-            )
+            raise ScheduleError(f"{text}: expected {wanted}")
     for stage in plan.stages:
         alive = peak_activations(plan.schedules[rank], stage.index)
         if alive > stage.alive:
-            raise ScheduleError(
-                f"rank {rank} holds the activations of {alive} micro-batches of stage {stage.index}, declared "
-                f"{stage.alive}"
-            )
+            text = f"rank {rank} holds the activations of {alive} micro-batches of stage {stage.index}"
+            raise ScheduleError(f"{text}, declared {stage.alive}")
 
 
 def _check_messages(plan: Plan) -> None:

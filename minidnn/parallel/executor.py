@@ -96,7 +96,14 @@ class Executor:
             parameters, group = [self.replica.variables[n] for n in bucket.names], self.groups[bucket.axes]
             make = FactorExchange if bucket.matrix else BucketSum
             self.sums.append(make(bucket, parameters, group, self.options.algorithms, xp))
-        self.update_groups = {name: self._updated(name) for name in strategy.update_groups}
+        cut = {name for s in self.sums if s.bucket.sharded for name in s.bucket.names}
+        # what the optimiser steps: parameters, or pieces of those whose bucket is sharded
+        self.update_groups: dict[str, list[Tensor]] = {name: [] for name in strategy.update_groups}
+        for p in self.plan.held[self.rank]:
+            if p.trained and p.name not in cut:
+                self.update_groups[self.plan.by_name[p.layer].update].append(self.replica.variables[p.name])
+        for owned in self.sums:
+            self.update_groups[owned.bucket.update] += owned.pieces
         default = [{"params": params} for params in self.update_groups.values()]
         self.optimiser = optimiser(self.update_groups) if optimiser else SGD(default, lr=0.01, momentum=0.9)
         self.sub_steps = any(isinstance(a, Update) for a in self.plan.schedules[self.rank])
@@ -121,17 +128,6 @@ class Executor:
             "the parameter groups": dict(strategy.updates),
             "the schedule": "\n".join(map(repr, schedules)),
         } | {f"the option {name}": value for name, value in vars(self.options).items()}
-
-    def _updated(self, group: str) -> list[Tensor]:
-        """What the optimiser steps for a parameter group: parameters, or pieces where the bucket is sharded."""
-        sharded = [s for s in self.sums if s.bucket.sharded and s.bucket.update == group]
-        cut = {name for s in sharded for name in s.bucket.names}
-        whole = [
-            self.replica.variables[p.name]
-            for p in self.plan.held[self.rank]
-            if p.trained and p.name not in cut and self.plan.by_name[p.layer].update == group
-        ]
-        return whole + [piece for s in sharded for piece in s.pieces]
 
     def step(self, images: Any, labels: np.ndarray) -> Result:
         """One training step.

@@ -67,10 +67,10 @@ class BucketSum:
             if p.grad is None:  # no gradient reached it on this rank
                 p.grad_buffer[...] = 0
                 p.grad = p.grad_buffer
+        what, algorithm = (self.comm, self.gradients), self.bucket.algorithm
         if self.bucket.sharded:
-            algorithm = self.algorithms.reduce_scatter
-            return collectives.reduce_scatter_inplace.steps(self.comm, self.gradients, self.counts, algorithm)
-        return collectives.all_reduce_inplace.steps(self.comm, self.gradients, self.bucket.algorithm)
+            return collectives.reduce_scatter_inplace.steps(*what, self.counts, algorithm)
+        return collectives.all_reduce_inplace.steps(*what, algorithm)
 
     def _arrived(self, own: Any) -> None:
         """Put what the exchange came to where the optimiser looks for it."""
@@ -126,8 +126,8 @@ class FactorExchange(BucketSum):
             block[...] = 0
         else:
             block[:, :inputs], block[:, inputs:] = own.x, own.gy
-        flat, algorithm = self.gathered.reshape(-1), self.algorithms.all_gather
-        return collectives.all_gather_inplace.steps(self.comm, flat, bucket.factor_counts, algorithm)
+        what = self.gathered.reshape(-1), bucket.factor_counts, bucket.algorithm
+        return collectives.all_gather_inplace.steps(self.comm, *what)
 
     def _arrived(self, own: Any) -> None:
         x, gy = self.gathered[:, : self.bucket.matrix[0]], self.gathered[:, self.bucket.matrix[0] :]

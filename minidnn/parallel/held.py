@@ -71,27 +71,30 @@ def buckets_of(plan: Plan, rank: int, tag: int) -> tuple[Bucket, ...]:
                 runs.append([p])
                 continue
             if filled + p.size * itemsize > options.bucket_bytes:
-                runs.append(summed := [])
+                runs.append(bucket := [])
                 filled = 0
-            summed.append(p)
+            bucket.append(p)
             filled += p.size * itemsize
         runs.sort(key=lambda run: parameters.index(run[-1]), reverse=True)
         members, nodes = len(plan.mesh.group(rank, axes)), _nodes(plan, rank, axes)
         for number, run in enumerate(runs):
             sizes, rows = tuple(p.size for p in run), run[0].rows
-            bucket = Bucket(
+            op = "all_gather" if rows else "reduce_scatter" if options.sharded_momentum else "all_reduce"
+            summed = options.all_reduce_for(sum(sizes) * itemsize, members, nodes)
+            made = Bucket(
                 index=len(buckets),
                 axes=axes,
                 update=update,
                 names=tuple(p.name for p in run),
                 sizes=sizes,
-                algorithm=options.all_reduce_for(sum(sizes) * itemsize, members, nodes),
+                op=op,
+                algorithm=getattr(options.algorithms, op) if op != "all_reduce" else summed,
                 tag=tag + 2 * (number * len(keys) + keys.index((axes, update, equal))),
                 sharded=options.sharded_momentum,
                 matrix=run[0].shape if rows else None,
                 rows=rows,
             )
-            buckets.append(bucket)
+            buckets.append(made)
     return tuple(buckets)
 
 

@@ -16,9 +16,7 @@ from .plan import Plan
 from .planned import LayerPlan
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
-SUMS = (
-    3  # of a synchronised batch norm on a micro-batch: of values with their number, of squares; of gradients
-)
+SUMS = 3  # of a synchronised batch norm on a micro-batch: values and their number, squares; gradients
 SMALL = "doubling"  # the algorithm of sums of a few numbers: metrics, statistics
 
 
@@ -59,7 +57,7 @@ class Batch(NamedTuple):
 
 def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
     """What each event of a rank sends and receives; the sum of a bucket where it is waited for."""
-    itemsize, algorithm_of = plan.dtype.itemsize, plan.options.algorithms
+    itemsize = plan.dtype.itemsize
     for event in events:
         match event:
             case Post(exchange, direction, number, transfers):
@@ -70,26 +68,26 @@ def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
                         yield Batch(*label, t.op, t.algorithm, t.ranks, None, itemsize, rounds)
             case Compute(layer, phase, number) if layer.norms and phase != "weight":
                 direction = "forward" if phase == "forward" else "backward"
-                group = plan.mesh.group(rank, layer.derived.statistics)
+                what = "all_reduce", SMALL, plan.mesh.group(rank, layer.derived.statistics)
                 for i, path in enumerate(layer.norms):
                     inside = f"{layer.name}.{path}." if path else f"{layer.name}."
+                    tag = statistics_tag(layer, number, i)
                     n = next(p.size for p in plan.held[rank] if p.name.startswith(inside))  # channels
-                    sums = (n + 1, n) if phase == "forward" else (2 * n,)
-                    first = statistics_tag(layer, number, i) + (0 if phase == "forward" else 2)
-                    for tag, elements in enumerate(sums, first):
-                        yield Batch(
-                            direction, layer.name, number, tag, "all_reduce", SMALL, group, elements, 8
-                        )
+                    sums = {tag: n + 1, tag + 1: n} if phase == "forward" else {tag + 2: 2 * n}
+                    for tag, elements in sums.items():
+                        yield Batch(direction, layer.name, number, tag, *what, elements, 8)
             case Wait(PostSum(bucket)):
                 group = plan.mesh.group(rank, bucket.axes)
-                algorithm = (
-                    getattr(algorithm_of, bucket.op) if bucket.op != "all_reduce" else bucket.algorithm
-                )
-                what = bucket.op, algorithm, group, bucket.counts(len(group))
+                what = bucket.op, bucket.algorithm, group, bucket.counts(len(group))
                 yield Batch("gradient sync", bucket.layer, 0, bucket.tag, *what, itemsize)
             case Share(bucket):
                 group = plan.mesh.group(rank, bucket.axes)
-                what = "all_gather", algorithm_of.all_gather, group, bucket.shard_counts(len(group))
+                what = (
+                    "all_gather",
+                    plan.options.algorithms.all_gather,
+                    group,
+                    bucket.shard_counts(len(group)),
+                )
                 yield Batch("update", bucket.layer, 0, bucket.tag + 1, *what, itemsize)
             case Metrics(tag):
                 world = tuple(range(plan.size))

@@ -40,13 +40,8 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
 def _wrong_outputs(executor: Any, images: Any, labels: np.ndarray) -> list[str]:
     """The layers whose output on this rank is not finite."""
     seen: list[str] = []
-
-    def watch(name: str, y: Any) -> None:
-        if not _finite(y):
-            seen.append(name)
-
     tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
-    executor.watch = watch
+    executor.watch = lambda name, y: None if _finite(y) else seen.append(name)
     try:
         executor.evaluate(images, labels)
     finally:

@@ -137,12 +137,10 @@ class Plan:
 
     def input_rows(self, rank: int) -> tuple[int, int]:
         """Start and stop, in the whole batch, of the samples that `rank` loads."""
-        rows = [
-            self.samples(given.layout, rank, batch)
-            for given in self.inputs.values()
-            for batch in self.stages[given.stage].micro_batches
-        ]
-        found = np.concatenate(rows)
+        pairs = (
+            (x.layout, batch) for x in self.inputs.values() for batch in self.stages[x.stage].micro_batches
+        )
+        found = np.concatenate([self.samples(layout, rank, batch) for layout, batch in pairs])
         return (int(found.min()), int(found.max()) + 1) if found.size else (0, 0)
 
     def bytes_sent(self, rank: int) -> int:

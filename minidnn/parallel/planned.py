@@ -139,6 +139,7 @@ class Bucket:
     update: str
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    op: str
     algorithm: str
     tag: int
     sharded: bool = False  # reduce_scatter, update the own shard, all_gather: the 2014 code's momentum
@@ -148,11 +149,6 @@ class Bucket:
     @property
     def elements(self) -> int:
         return sum(self.sizes)
-
-    @property
-    def op(self) -> str:
-        """The collective of the gradients."""
-        return "all_gather" if self.matrix else "reduce_scatter" if self.sharded else "all_reduce"
 
     @property
     def factor_counts(self) -> tuple[int, ...]:
@@ -173,13 +169,9 @@ class Bucket:
 
     @property
     def layer(self) -> str:
-        return _from_to(*(self.names[i].rpartition(".")[0] for i in (0, -1)))
+        return "..".join(dict.fromkeys(self.names[i].rpartition(".")[0] for i in (0, -1)))
 
     @property
     def tensor(self) -> str:
         """What the ledger calls the contents; no other bucket of a rank is called so."""
-        return _from_to(self.names[0], self.names[-1])
-
-
-def _from_to(first: str, last: str) -> str:
-    return first if first == last else f"{first}..{last}"
+        return "..".join(dict.fromkeys((self.names[0], self.names[-1])))

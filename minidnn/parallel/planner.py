@@ -140,131 +140,116 @@ class _Builder:
         self.names = [*model.names, LOSS]
         self.layers = {name: layer for name, layer, *_ in rows} | {LOSS: None}
         self.sources = dict(model.sources) | {LOSS: (model.names[-1],)}
-        self.out_shapes = (
-            model.input_shapes(shape) | {name: tuple(out) for name, *_, out in rows} | {LOSS: ()}
-        )
-        self.in_shapes = {n: tuple(self.out_shapes[v] for v in self.sources[n]) for n in self.names}
-        self.stage, index = {}, 0
+        outputs = {name: tuple(out) for name, *_, out in rows} | {LOSS: ()}
+        self.shapes = model.input_shapes(shape) | outputs  # of one sample of each value
+        self.uses = {v: [n for n in self.names if v in self.sources[n]] for v in self.shapes}
+        self.stage: dict[str, int] = {}
+        self.derived: dict[str, Derived] = {}
+        self.differentiable, index = dict.fromkeys(model.inputs, False), 0
         for n in self.names:
+            layer, sources, split = self.layers[n], self.sources[n], strategy.splits[n]
             index += n in strategy.starts[index : index + 1]
             self.stage[n] = index
-        self.uses = {v: [n for n in self.names if v in self.sources[n]] for v in (*model.inputs, *self.names)}
-        self.derived: dict[str, Derived] = {}
-        for n in self.names:
-            split = strategy.splits[n]
             if strategy.pipelined:
-                split = replace(split, at={**split.at, "stage": self.stage[n]})
-            self.derived[n] = derive(
-                n, self.layers[n], self.in_shapes[n], self.out_shapes[n], split, self.mesh
-            )
+                split = replace(split, at={**split.at, "stage": index})
+            shapes = [self.shapes[v] for v in sources]
+            self.derived[n] = derive(n, layer, shapes, self.shapes[n], split, self.mesh)
+            trained = layer is not None and any(p.requires_grad for p in layer.parameters())
+            self.differentiable[n] = trained or any(self.differentiable[v] for v in sources)
+        for n in reversed(self.names):
+            self._pass_on(n)
         spread = {axis for split in strategy.splits.values() for axis in split.letters.get("n", ())}
         axes = zip(self.mesh.names, self.mesh.sizes, strict=True)
         self.blocks = Blocks(self.mesh, tuple(axis for axis, size in axes if axis in spread and size > 1))
-        self.differentiable: dict[str, bool] = dict.fromkeys(model.inputs, False)
-        for n in self.names:
-            trained = n != LOSS and any(p.requires_grad for p in self.layers[n].parameters())
-            self.differentiable[n] = trained or any(self.differentiable[v] for v in self.sources[n])
-        self.gradients: dict[
-            str, tuple[Layout, tuple[Layout, ...]]
-        ] = {}  # of a layer's output, and of its inputs
-        for n in reversed(self.names):
-            self.gradients[n] = self._gradients(n)
-        # loaded whole but for samples: who needs a part of each image cuts it out
-        self.inputs = {}
-        for value in model.inputs:
-            first, needed, _ = self._user(value, self.uses[value])
-            loaded = tuple(p if isinstance(p, At) or p == Shard(0) else Replicate() for p in needed)
-            self.inputs[value] = Input(loaded, self.out_shapes[value], self.stage[first])
 
-    def _gradients(self, name: str) -> tuple[Layout, tuple[Layout, ...]]:
-        """The layout of the gradient of a layer's output, and those it leaves of its inputs.
-
-        The backward of a layer without parameters is linear in its gradient. So such a layer, where
-        it is replicated, passes a `Partial` gradient on as it is, and the sum is made further down,
-        where it may cost less: a reduce_scatter in place of an all_reduce.
-        """
-        derived, sources, consumers = self.derived[name], self.sources[name], self.uses[name]
-        if name == LOSS or len(sources) > 1 or len(consumers) != 1 or self.layers[name].parameters():
-            return derived.gradient, derived.leaves
+    def _pass_on(self, name: str) -> None:
+        """Let a replicated layer without parameters, whose backward is linear in its gradient, pass on a `Partial`
+        gradient as it is: further down the sum may cost less, a reduce_scatter in place of an all_reduce."""
+        derived, consumers = self.derived[name], self.uses[name]
+        if len(consumers) != 1 or len(self.sources[name]) > 1 or self.layers[name].parameters():
+            return
         (consumer,) = consumers
         if self.sources[consumer].count(name) > 1 or self.stage[consumer] != self.stage[name]:
-            return derived.gradient, derived.leaves
-        theirs = self.gradients[consumer][1][self.sources[consumer].index(name)]
-        own = zip(derived.output, derived.inputs[0], derived.leaves[0], theirs, strict=True)
-        passes = [places == (*[Replicate()] * 3, Partial()) for places in own]
-        out, leaf = (
+            return
+        theirs = self.derived[consumer].leaves[self.sources[consumer].index(name)]
+        places = zip(derived.output, derived.inputs[0], derived.leaves[0], theirs, strict=True)
+        passes = [place == (Replicate(), Replicate(), Replicate(), Partial()) for place in places]
+        gradient, leaf = (
             tuple(Partial() if p else x for p, x in zip(passes, layout, strict=True))
             for layout in (derived.gradient, derived.leaves[0])
         )
-        return out, (leaf,)
+        self.derived[name] = replace(derived, gradient=gradient, leaves=(leaf,))
 
     def _user(self, value: str, users: Sequence[str]) -> tuple[str, Layout, Layout]:
         """The first layer that takes a value, the layout that it needs, and that of the gradient it leaves."""
-        i = self.sources[users[0]].index(value)
-        return users[0], self.derived[users[0]].inputs[i], self.gradients[users[0]][1][i]
+        derived, i = self.derived[users[0]], self.sources[users[0]].index(value)
+        return users[0], derived.inputs[i], derived.leaves[i]
 
-    def build(
-        self, micro_batches: list[tuple[MicroBatch, ...]]
-    ) -> tuple[tuple[Stage, ...], dict[str, Input]]:
-        """The stages, and how the model's inputs are loaded."""
-        self.micro_batches = micro_batches
-        known: dict[
-            str, tuple[int, Layout, Layout]
-        ] = {}  # of each value: its stage, its layout, its gradient's
-        for value, given in self.inputs.items():
-            known[value] = given.stage, given.layout, self._user(value, self.uses[value])[2]
+    def build(self, parts: list[tuple[MicroBatch, ...]]) -> tuple[tuple[Stage, ...], dict[str, Input]]:
+        """The stages, each with its micro-batches, and how the model's inputs are loaded."""
+        self.counts = [len(batches) for batches in parts]
+        inputs: dict[str, Input] = {}
+        known: dict[str, tuple[int, Layout, Layout]] = {}  # by value: its stage, its layout, its gradient's
+        for value in (v for v in self.shapes if v not in self.layers):
+            first, needed, leaves = self._user(value, self.uses[value])
+            # loaded whole but for samples: who needs a part of each image cuts it out
+            loaded = tuple(p if isinstance(p, At) or p == Shard(0) else Replicate() for p in needed)
+            inputs[value] = Input(loaded, self.shapes[value], self.stage[first])
+            known[value] = self.stage[first], loaded, leaves
         stages = []
-        for index, parts in enumerate(micro_batches):
+        for index, batches in enumerate(parts):
             here = {v: layouts for v, (stage, *layouts) in known.items() if stage == index}
             entries = []
             for value, (origin, layout, gradient) in known.items():
                 users = [n for n in self.uses[value] if self.stage[n] == index]
                 if origin < index and users:
-                    first, *needed = self._user(value, users)
+                    first, *wanted = self._user(value, users)
                     if len(users) > 1:  # what overlaps is for one of them
-                        needed = [
-                            tuple(Shard(p.axis) if isinstance(p, Halo) else p for p in x) for x in needed
+                        wanted = [
+                            tuple(Shard(p.axis) if isinstance(p, Halo) else p for p in x) for x in wanted
                         ]
-                    entries.append(self._exchange(value, first, origin, (layout, *needed, gradient)))
-                    here[value] = needed
+                    entries.append(self._exchange(value, first, origin, (layout, *wanted, gradient)))
+                    here[value] = wanted
             layers = []
             for name in (n for n in self.names if self.stage[n] == index):
                 layers.append(self._layer(name, here))
-                here[name] = self.derived[name].output, self.gradients[name][0]
+                here[name] = self.derived[name].output, self.derived[name].gradient
                 known[name] = index, *here[name]
             at = index if self.strategy.pipelined and self.mesh.axis_size("stage") > 1 else None
-            stages.append(Stage(index, tuple(layers), tuple(entries), parts, at, self.strategy.alive[index]))
-        return tuple(stages), self.inputs
+            stages.append(
+                Stage(index, tuple(layers), tuple(entries), batches, at, self.strategy.alive[index])
+            )
+        return tuple(stages), inputs
 
     def _layer(self, name: str, here: Mapping[str, Sequence[Layout]]) -> LayerPlan:
-        derived, (gradient, leaves) = self.derived[name], self.gradients[name]
+        derived, stage, sources = self.derived[name], self.stage[name], self.sources[name]
         exchanges = []
-        for value, needed, left in zip(self.sources[name], derived.inputs, leaves, strict=True):
+        for value, needed, left in zip(sources, derived.inputs, derived.leaves, strict=True):
             layout, wanted = here[value]
             same = layout == needed and (left == wanted or not self.differentiable[value])
             move = layout, needed, left, wanted
-            exchanges.append(None if same else self._exchange(value, name, self.stage[name], move))
-        statistics = derived.statistics if self.strategy.options.sync_batch_norm else ()
+            exchanges.append(None if same else self._exchange(value, name, stage, move))
+        if not self.strategy.options.sync_batch_norm:
+            derived = replace(derived, statistics=())
         plan = LayerPlan(
             name=name,
             layer=self.layers[name],
-            stage=self.stage[name],
-            inputs=tuple(self.sources[name]),
+            stage=stage,
+            inputs=tuple(sources),
             exchanges=tuple(exchanges),
-            shapes=self.in_shapes[name],
-            out_shape=self.out_shapes[name],
-            derived=replace(derived, gradient=gradient, leaves=leaves, statistics=statistics),
-            differentiable=tuple(self.differentiable[v] for v in self.sources[name]),
+            shapes=tuple(self.shapes[v] for v in sources),
+            out_shape=self.shapes[name],
+            derived=derived,
+            differentiable=tuple(self.differentiable[v] for v in sources),
             backward=self.differentiable[name],
             update=self.strategy.updates.get(name, "all"),
             tag=self.tag,
         )
-        self.tag += SUMS * len(self.micro_batches[plan.stage]) * len(plan.norms)
+        self.tag += SUMS * self.counts[stage] * len(plan.norms)
         return plan
 
     def _exchange(self, value: str, layer: str, origin: int, layouts: Sequence[Layout]) -> Exchange:
         stage, tag = self.stage[layer], self.tag
-        count, theirs = len(self.micro_batches[stage]), len(self.micro_batches[origin])
-        self.tag += 2 * count
-        flows = self.differentiable[value], count != theirs
-        return Exchange(value, layer, origin, stage, *layouts, self.out_shapes[value], *flows, tag)
+        self.tag += 2 * self.counts[stage]
+        flows = self.differentiable[value], self.counts[stage] != self.counts[origin]
+        return Exchange(value, layer, origin, stage, *layouts, self.shapes[value], *flows, tag)

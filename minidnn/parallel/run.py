@@ -26,9 +26,8 @@ from .placement import MicroBatch, Region, Replicate
 from .plan import Plan
 from .planned import Exchange, LayerPlan
 
-Key = tuple[
-    int, int, str | int
-]  # stage, micro-batch, name of a value, or tag of the move that made it for a layer
+# stage, micro-batch, and the name of a value, or the tag of the move that made it for a layer
+Key = tuple[int, int, str | int]
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Run:
         self.tapes: dict[tuple[str, int], tuple[Tape, list[list], Tensor]] = {}
         self.flying: dict[
             int, Any
-        ] = {}  # by tag: the moves under way; where nothing is sent, the result in a tuple
+        ] = {}  # moves under way, by tag; where nothing is sent, the result in a tuple
         self.loss, self.correct, self.samples = 0.0, 0, 0
         self.result = Result(0.0, 0, 0)
 
@@ -150,11 +149,9 @@ class Run:
             flows = [self.training and d for d in layer.differentiable]
             inputs = [Arrive(x, k)() if f else Tensor(x) for x, k, f in zip(arrays, kept, flows, strict=True)]
             del arrays
-            if layer.layer is None:
-                y = self._loss(layer, inputs[0], samples, micro_batch)
-            else:
-                with nn.context(samples=samples):
-                    y = self.executor.replica.layers[layer.name](*inputs)
+            with nn.context(samples=samples):
+                local = self.executor.replica.layers.get(layer.name)
+                y = local(*inputs) if local is not None else self._loss(layer, *inputs, samples, micro_batch)
         if self.executor.watch is not None:
             self.executor.watch(layer.name, y.data)
         if layer.layer is not None:
@@ -210,9 +207,7 @@ class Run:
     def _take(self, key: Key) -> Any:
         """A value, for one of its uses; it is forgotten after the last one."""
         stage, micro_batch, name = key
-        if (
-            key not in self.values and name in self.plan.inputs
-        ):  # the samples of this micro-batch, of those loaded
+        if key not in self.values and name in self.plan.inputs:  # of those loaded, the micro-batch's
             given, images = self.plan.inputs[name], self.images[name]
             rows = self.plan.samples(given.layout, self.rank, self._batch(stage, micro_batch))
             if images is None:
