@@ -168,18 +168,14 @@ class _Lowering:
                 self._post(entry, "forward", number)
 
     def _backward(self, stage: int, micro_batch: int, part: str) -> None:
-        layers, entries = reversed(self.plan.stages[stage].layers), self.plan.stages[stage].entries
-        if part == "weight":  # nobody waits for it
-            for layer in layers:
-                self._compute(layer, part, micro_batch)
-            return
-        for entry, number in self._leaving(stage, micro_batch):
+        moves = part != "weight"  # for that half nobody waits
+        for entry, number in self._leaving(stage, micro_batch) if moves else ():
             self._move(entry, "backward", number)
-        for layer in layers:
+        for layer in reversed(self.plan.stages[stage].layers):
             self._compute(layer, part, micro_batch)
-            for exchange in reversed(layer.exchanges):
+            for exchange in reversed(layer.exchanges) if moves else ():
                 self._move(exchange, "backward", micro_batch)
-        for entry in entries:
+        for entry in self.plan.stages[stage].entries if moves else ():
             self._post(entry, "backward", micro_batch)
 
     def _update(self, group: str, micro_batch: int | None) -> None:

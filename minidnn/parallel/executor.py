@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .check import check_plan
-from .events import Event, lower
+from .events import lower
 from .fingerprint import check_same
 from .gradients import BucketSum, FactorExchange
 from .plan import Plan
@@ -152,16 +152,15 @@ class Executor:
             variable.grad = None
         for owned, bucket in zip(self.sums, plan.buckets[self.rank], strict=True):
             owned.bucket = bucket  # with another batch, other rows bring the factors
-        result = self._run(plan, plan.events[self.rank], images, labels, training=True)
+        result = self._run(plan, images, labels, training=True)
         self.optimiser.advance()
         self.iteration += 1
         return result
 
     def evaluate(self, images: Any, labels: np.ndarray) -> Result:
         """Loss and correct answers on a batch, without dropout."""
-        plan = self.plan_for(len(labels), training=False)
         with no_grad():
-            return self._run(plan, lower(plan, self.rank, training=False), images, labels, training=False)
+            return self._run(self.plan_for(len(labels), training=False), images, labels, training=False)
 
     def plan_for(self, batch: int, training: bool) -> Plan:
         """The plan of a batch of another size, such as the last one of an epoch."""
@@ -176,9 +175,8 @@ class Executor:
                 self._plans[key] = plan
             return self._plans[key]
 
-    def _run(
-        self, plan: Plan, events: Sequence[Event], images: Any, labels: np.ndarray, training: bool
-    ) -> Result:
+    def _run(self, plan: Plan, images: Any, labels: np.ndarray, training: bool) -> Result:
+        events = plan.events[self.rank] if training else lower(plan, self.rank, training=False)
         given = images if isinstance(images, Mapping) else {self.model.inputs[0]: images}
         self._check_images(plan, given, len(labels))
         run = Run(self, plan, given, np.asarray(labels), training)

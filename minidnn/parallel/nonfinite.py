@@ -24,7 +24,13 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     names = [layer.name for layer in executor.plan.layers]
     held, variables = executor.plan.held[executor.rank], executor.replica.variables
     weights = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
-    outputs = _wrong_outputs(executor, images, labels)
+    outputs: list[str] = []
+    tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
+    executor.watch = lambda name, y: None if _finite(y) else outputs.append(name)
+    try:
+        executor.evaluate(images, labels)
+    finally:
+        executor.watch, executor.ledger.tracing = None, tracing
     first = [min(map(names.index, wrong), default=len(names)) for wrong in (weights, outputs)]
     in_weights, in_output = executor.comm.exchange(np.array(first)).min(axis=0).tolist()
     place = min(in_weights, in_output)
@@ -35,18 +41,6 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
         f"{text}; the first non-finite value is in the {'weights' if place == in_weights else 'output'} of layer "
         f"{names[place]!r}: lower the learning rate, or check the input"
     )
-
-
-def _wrong_outputs(executor: Any, images: Any, labels: np.ndarray) -> list[str]:
-    """The layers whose output on this rank is not finite."""
-    seen: list[str] = []
-    tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
-    executor.watch = lambda name, y: None if _finite(y) else seen.append(name)
-    try:
-        executor.evaluate(images, labels)
-    finally:
-        executor.watch, executor.ledger.tracing = None, tracing
-    return seen
 
 
 def _finite(x: Any) -> bool:

@@ -55,7 +55,7 @@ def make_plan(
     Raises
     ------
     InputError
-        More ranks than the batch can be split over, or more micro-batches than there are tags.
+        More ranks than the batch can be split over; micro-batches that do not fit, or more than there are tags.
     PlacementError
         A layer that cannot be split as the strategy says, or tied layers that are split in different ways.
     """
@@ -250,6 +250,12 @@ class _Builder:
 
     def _exchange(self, value: str, layer: str, origin: int, layouts: Sequence[Layout]) -> Exchange:
         stage, tag = self.stage[layer], self.tag
-        self.tag += 2 * self.counts[stage]
-        flows = self.differentiable[value], self.counts[stage] != self.counts[origin]
+        count, theirs = self.counts[stage], self.counts[origin]
+        if theirs not in (1, count):
+            raise InputError(
+                f"stage {stage} takes {value} in {count} micro-batches, but stage {origin} has {theirs}: expected as "
+                "many there, or 1"
+            )
+        self.tag += 2 * count
+        flows = self.differentiable[value], theirs != count
         return Exchange(value, layer, origin, stage, *layouts, self.shapes[value], *flows, tag)
