@@ -7,8 +7,6 @@ transfers say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -119,16 +117,12 @@ class Run:
     def _batch(self, stage: int, micro_batch: int) -> MicroBatch:
         return self.plan.stages[stage].micro_batches[micro_batch]
 
-    @contextmanager
-    def _computing(self, layer: LayerPlan, micro_batch: int, phase: str) -> Iterator[np.ndarray]:
-        """While a layer computes, as the ledger sees it; gives the numbers of the samples."""
+    def _begin(self, layer: LayerPlan, micro_batch: int, phase: str) -> tuple[np.ndarray, tuple]:
+        """Let the ledger know that a layer computes; the numbers of its samples, and the state of the ledger before."""
         batch = self._batch(layer.stage, micro_batch)
         samples = self.plan.samples(layer.derived.gradient, self.rank, batch)
-        direction, replica = "forward" if phase == "forward" else "backward", self.executor.replica
-        with self.ledger.scope(phase=direction, layer=layer.name, micro_batch=micro_batch):
-            before = self.ledger.state("compute", flops=replica.flops(layer.name, len(samples), phase))
-            yield samples
-            self.ledger.restore(before)
+        flops = self.executor.replica.flops(layer.name, len(samples), phase)
+        return samples, self.ledger.state("compute", flops=flops)
 
     def _inputs(self, layer: LayerPlan, micro_batch: int) -> list[Key]:
         """Where the inputs of a layer lie: what a move has made, or the value as it is."""
@@ -143,7 +137,8 @@ class Run:
         taped = self.training and layer.backward
         arrays = [self._take(key) for key in self._inputs(layer, micro_batch)]
         kept: list[list] = [[] for _ in arrays]
-        with Tape() as tape, self._computing(layer, micro_batch, phase) as samples:
+        with Tape() as tape, self.ledger.scope(phase=phase, layer=layer.name, micro_batch=micro_batch):
+            samples, before = self._begin(layer, micro_batch, phase)
             self._synchronise(layer, micro_batch)
             tape.layer = layer.name
             flows = [self.training and d for d in layer.differentiable]
@@ -152,6 +147,7 @@ class Run:
             with nn.context(samples=samples):
                 local = self.executor.replica.layers.get(layer.name)
                 y = local(*inputs) if local is not None else self._loss(layer, *inputs, samples, micro_batch)
+            self.ledger.restore(before)
         if self.executor.watch is not None:
             self.executor.watch(layer.name, y.data)
         if layer.layer is not None:
@@ -175,7 +171,8 @@ class Run:
 
     def _backward(self, layer: LayerPlan, micro_batch: int, phase: str) -> None:
         tape, kept, y = self.tapes[layer.name, micro_batch]
-        with self._computing(layer, micro_batch, phase):
+        with self.ledger.scope(phase="backward", layer=layer.name, micro_batch=micro_batch):
+            _, before = self._begin(layer, micro_batch, phase)
             if phase == "weight":
                 tape.backward_weights()
             else:
@@ -187,6 +184,7 @@ class Run:
                 for key, gradient in zip(self._inputs(layer, micro_batch), kept, strict=True):
                     if gradient:
                         self._accumulate(key, gradient.pop())
+            self.ledger.restore(before)
         if phase != "input":
             del self.tapes[layer.name, micro_batch]
 
