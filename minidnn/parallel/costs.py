@@ -38,8 +38,7 @@ def measured_costs(
     It is the least of `repeats` runs. The model gets weights here; give it one that is not trained afterwards.
     """
     model.init(0)
-    rng = np.random.default_rng(0)
-    batch, costs = max(1, batch // micro_batches), []
+    rng, batch, costs = np.random.default_rng(0), max(1, batch // micro_batches), []
     for _, layer, inputs, _ in model.shapes(shape):
         values = [rng.standard_normal((batch, *s)).astype(np.float32) for s in inputs]
         update, times = SGD(list(layer.parameters()), lr=1e-6, momentum=0.9), []
@@ -52,7 +51,6 @@ def measured_costs(
             computed = perf_counter()
             update.step()
             times.append(micro_batches * (computed - begin) + perf_counter() - computed)
-            for p in layer.parameters():
-                p.grad = None
+            update.zero_grad()
         costs.append(min(times))
     return costs

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .planned import Bucket, Exchange, LayerPlan, Planned
+from .plan import Plan
+from .planned import Bucket, Exchange, LayerPlan
 from .schedule import Action, Backward, Forward, Prefetch, Update
 from .transfer import Transfer
 
@@ -43,9 +44,9 @@ class Post:
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait until what was posted has arrived."""
+    """Wait until what was posted has arrived, or the sum is there."""
 
-    post: Post
+    post: Post | PostSum
 
     def __str__(self) -> str:
         return str(self.post)
@@ -54,16 +55,6 @@ class Wait:
 @dataclass(frozen=True)
 class PostSum:
     """Begin to sum the gradients of a bucket: nothing more is added to them."""
-
-    bucket: Bucket
-
-    def __str__(self) -> str:
-        return f"sum of the gradients of {self.bucket.tensor}"
-
-
-@dataclass(frozen=True)
-class WaitSum:
-    """Wait until the sum is there."""
 
     bucket: Bucket
 
@@ -90,50 +81,38 @@ class Share:
 class Metrics:
     """Sum loss, correct answers and count over all ranks; stops a run whose loss is not finite."""
 
-    tag: int
+    tag: int = 0  # the planner's begin at 1
 
     def __str__(self) -> str:
         return "sum of the metrics"
 
 
-Event = Compute | Post | Wait | PostSum | WaitSum | Step | Share | Metrics
+Event = Compute | Post | PostSum | Wait | Step | Share | Metrics
 
 
-def lower(plan: Planned, rank: int, training: bool = True) -> tuple[Event, ...]:
+def lower(plan: Plan, rank: int, training: bool = True) -> tuple[Event, ...]:
     """The events of one rank: of a training step, or of an evaluation, which is all stages forward."""
-    lowering = _Lowering(plan, rank)
-    actions: Sequence[Action] = plan.schedules[rank]
+    lowering, actions = _Lowering(plan, rank), plan.schedules[rank]
     if not training:
-        stages = sorted({a.stage for a in actions if isinstance(a, Forward)})
-        actions = [Forward(stage, 0) for stage in stages]
+        stages = {a.stage for a in actions if isinstance(a, Forward)}
+        actions = [Forward(stage, 0) for stage in sorted(stages)]
     for action in actions:
         lowering.add(action)
-    lowering.events.append(Metrics(METRICS_TAG))
-    if training:
-        done = {a.group for a in actions if isinstance(a, Update)}
-        groups = dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None)
-        for group in groups:
-            if group not in done:
-                lowering.add(Update(group))
+    lowering.events.append(Metrics())
+    done = {a.group for a in actions if isinstance(a, Update)}
+    for group in dict.fromkeys(layer.update for layer in reversed(plan.layers) if layer.layer is not None):
+        if training and group not in done:
+            lowering.add(Update(group))
     return tuple(lowering.events)
-
-
-METRICS_TAG = 0
-FIRST_TAG = 1  # of what the planner names
 
 
 class _Lowering:
     """The events of one rank as they come to be."""
 
-    def __init__(self, plan: Planned, rank: int) -> None:
-        self.plan, self.rank = plan, rank
+    def __init__(self, plan: Plan, rank: int) -> None:
+        self.plan, self.rank, self.place = plan, rank, plan.mesh.coordinate(rank, "stage")
         self.events: list[Event] = []
-        self.posted: dict[tuple[int, int, str], Post] = {}
-        self.leaving: dict[int, list[Exchange]] = {}
-        for stage in plan.stages:
-            for entry in stage.entries:
-                self.leaving.setdefault(entry.origin, []).append(entry)
-        self.since: dict[str, int] = {}  # by group: the first event since its last update
+        self.posted: dict[int, Post] = {}  # by tag
 
     def add(self, action: Action) -> None:
         match action:
@@ -151,20 +130,31 @@ class _Lowering:
         """Begin a move, unless it has begun; None where this rank has no part in it."""
         if exchange is None or (direction == "backward" and not exchange.differentiable):
             return None
-        key = exchange.tag, micro_batch, direction
-        if key not in self.posted:
+        tag = exchange.tag_of(micro_batch, direction)
+        if tag not in self.posted:
             if not any(self.plan.region(layout, (), self.rank) for layout in exchange.layouts(direction)):
                 return None
             moves = self.plan.transfers(exchange, direction, micro_batch, self.rank)
-            self.posted[key] = Post(exchange, direction, micro_batch, moves)
-            self.events.append(self.posted[key])
-        return self.posted[key]
+            self.posted[tag] = Post(exchange, direction, micro_batch, moves)
+            self.events.append(self.posted[tag])
+        return self.posted[tag]
 
     def _move(self, exchange: Exchange | None, direction: str, micro_batch: int) -> None:
         """Begin a move, unless it has begun, and wait for it."""
-        post = self._post(exchange, direction, micro_batch)
-        if post is not None:
+        if post := self._post(exchange, direction, micro_batch):
             self.events.append(Wait(post))
+
+    def _leaving(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
+        """What goes on from here to later stages, and the numbers of the micro-batches there."""
+        for later in self.plan.stages[stage + 1 :]:
+            for entry in later.entries:
+                if entry.origin == stage:
+                    numbers = range(len(later.micro_batches)) if entry.at_once else (micro_batch,)
+                    yield from ((entry, number) for number in numbers)
+
+    def _compute(self, layer: LayerPlan, phase: str, micro_batch: int) -> None:
+        if (phase == "forward" or layer.backward) and self.plan.runs(self.rank, layer):
+            self.events.append(Compute(layer, phase, micro_batch))
 
     def _forward(self, stage: int, micro_batch: int) -> None:
         for entry in self.plan.stages[stage].entries:
@@ -172,69 +162,45 @@ class _Lowering:
         for layer in self.plan.stages[stage].layers:
             for exchange in layer.exchanges:
                 self._move(exchange, "forward", micro_batch)
-            if self.plan.runs(self.rank, layer):
-                self.events.append(Compute(layer, "forward", micro_batch))
-        for entry, theirs in self._sent_on(stage, micro_batch):
-            self._post(entry, "forward", theirs)
-
-    def _sent_on(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
-        """What goes on from here to stages that other ranks run, and the numbers of the micro-batches there."""
-        for entry, theirs in self._later(stage, micro_batch):
-            if not self._runs(entry.stage):
-                yield entry, theirs
-
-    def _later(self, stage: int, micro_batch: int) -> Iterator[tuple[Exchange, int]]:
-        for entry in self.leaving.get(stage, ()):
-            here, there = (len(self.plan.stages[s].micro_batches) for s in (stage, entry.stage))
-            for theirs in (micro_batch,) if here == there else range(there):
-                yield entry, theirs
-
-    def _runs(self, stage: int) -> bool:
-        at = self.plan.stages[stage].at
-        return at is None or at == self.plan.mesh.coordinate(self.rank, "stage")
+            self._compute(layer, "forward", micro_batch)
+        for entry, number in self._leaving(stage, micro_batch):
+            if self.plan.stages[entry.stage].at not in (None, self.place):
+                self._post(entry, "forward", number)
 
     def _backward(self, stage: int, micro_batch: int, part: str) -> None:
-        layers = reversed(self.plan.stages[stage].layers)
-        if part == "weight":
-            for layer in layers:
-                if layer.backward and self.plan.runs(self.rank, layer):
-                    self.events.append(Compute(layer, part, micro_batch))
-            return
-        for entry, theirs in self._later(stage, micro_batch):
-            self._move(entry, "backward", theirs)
-        for layer in layers:
-            if layer.backward and self.plan.runs(self.rank, layer):
-                self.events.append(Compute(layer, part, micro_batch))
-            for exchange in reversed(layer.exchanges):
+        moves = part != "weight"  # for that half nobody waits
+        for entry, number in self._leaving(stage, micro_batch) if moves else ():
+            self._move(entry, "backward", number)
+        for layer in reversed(self.plan.stages[stage].layers):
+            self._compute(layer, part, micro_batch)
+            for exchange in reversed(layer.exchanges) if moves else ():
                 self._move(exchange, "backward", micro_batch)
-        for entry in self.plan.stages[stage].entries:
+        for entry in self.plan.stages[stage].entries if moves else ():
             self._post(entry, "backward", micro_batch)
 
     def _update(self, group: str, micro_batch: int | None) -> None:
         """The update of a group; each of its buckets is summed from when the last gradient is there."""
         buckets = [b for b in self.plan.buckets[self.rank] if b.update == group]
-        if self.plan.options.bucket_mib > 0:
-            self._start_sums(buckets, self.since.get(group, 0))
+        overlaps = self.plan.options.bucket_mib > 0
+        if overlaps:
+            self._start_sums(buckets, group)
         for bucket in buckets:
-            self.events += [] if self.plan.options.bucket_mib > 0 else [PostSum(bucket)]
-            self.events.append(WaitSum(bucket))
+            post = PostSum(bucket)
+            self.events += [Wait(post)] if overlaps else [post, Wait(post)]
         self.events.append(Step(group, micro_batch))
         self.events += [Share(bucket) for bucket in buckets if bucket.sharded]
-        self.since[group] = len(self.events)
 
-    def _start_sums(self, buckets: Sequence[Bucket], since: int) -> None:
-        """Put the beginning of each sum behind the last event that adds to its gradients."""
-        users: dict[str, list[Bucket]] = {}  # by layer
-        for bucket in buckets:
-            for name in bucket.names:
-                for layer in self.plan.users[name]:
-                    users.setdefault(layer, []).append(bucket)
-        last = dict.fromkeys((b.index for b in buckets), since - 1)
-        for i, event in enumerate(self.events[since:], since):
+    def _start_sums(self, buckets: Sequence[Bucket], group: str) -> None:
+        """Put the beginning of each sum behind the last event since the last update that adds to its gradients."""
+        start, last = 0, {}
+        for i, event in enumerate(self.events, 1):
             if isinstance(event, Compute) and event.phase in ("both", "weight"):
-                for bucket in users.get(event.layer.name, ()):
-                    last[bucket.index] = i
-        for at, bucket in sorted(
-            ((last[b.index], b) for b in buckets), key=lambda x: (x[0], x[1].index), reverse=True
-        ):
-            self.events.insert(at + 1, PostSum(bucket))
+                last[event.layer.name] = i
+            elif isinstance(event, Step) and event.group == group:
+                start, last = i, {}
+        places = []
+        for bucket in buckets:
+            users = {layer for name in bucket.names for layer in self.plan.users[name]}
+            places.append((max(last.get(layer, start) for layer in users), bucket.index, bucket))
+        for at, _, bucket in sorted(places, reverse=True):
+            self.events.insert(at, PostSum(bucket))

@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import nn
 from ..backend import to_host, workers
-from ..comm import collectives
 from ..comm.communicator import Communicator
 from ..errors import InputError
 from ..optim import SGD
@@ -18,9 +17,7 @@ from ..tensor import Tensor, no_grad
 from .check import check_plan
 from .events import lower
 from .fingerprint import check_same
-from .gradients import make_sum
-from .messages import SMALL
-from .nonfinite import diagnose
+from .gradients import BucketSum, FactorExchange
 from .plan import Plan
 from .planner import Shapes, make_plan
 from .replica import Replica
@@ -36,14 +33,12 @@ class Executor:
     ----------
     model : Sequential
         The whole model, without weights; the same on every rank.
-    shape : tuple of int, or dict of them
-        One sample, (H, W, C); of a model of several inputs, that of each by name.
+    shape, batch
+        As of `make_plan`.
     strategy : Strategy
         With the options that it was made of.
     comm : Communicator
         As large as the strategy's mesh.
-    batch : int
-        Samples of the whole step.
     seed : int
         Of weights and dropout.
     optimiser : callable, optional
@@ -81,17 +76,15 @@ class Executor:
         xp: Any = np,
         title: str = "model",
     ) -> None:
-        if comm.size != strategy.mesh.size:
-            raise ValueError(
-                f"strategy {strategy.name!r} is made for {strategy.mesh.size} ranks, not {comm.size}"
-            )
+        size = strategy.mesh.size
+        if comm.size != size:
+            raise ValueError(f"strategy {strategy.name!r} is made for {size} ranks, not {comm.size}")
         self.model, self.strategy, self.comm, self.seed, self.xp = model, strategy, comm, seed, xp
         self.shapes = model.input_shapes(shape)
         self.title, self.options, self.rank, self.ledger = title, strategy.options, comm.rank, comm.ledger
         self.dtype = np.dtype(self.options.dtype)
         check_same(comm, self._settings(batch))
-        self._plans: dict[tuple[int, bool], Plan] = {}
-        self._planning = Lock()  # the loader's thread asks for plans, too
+        self._plans, self._planning = {}, Lock()  # the loader's thread asks for plans, too
         self.plan = self.plan_for(batch, training=True)
         if self.plan.repeats:
             check_same(comm, {"the number of BLAS threads (replicas round by it)": workers.threads()})
@@ -100,21 +93,21 @@ class Executor:
             ranks = self.plan.mesh.group(self.rank, axes)
             self.groups[axes] = comm if len(ranks) == comm.size else comm.split(ranks[0], self.rank)
         self.replica = Replica(self.plan, self.rank, seed, xp)
-        self.sums = [
-            make_sum(
-                b,
-                [self.replica.variables[n] for n in b.names],
-                self.groups[b.axes],
-                self.options.algorithms,
-                xp,
-            )
-            for b in self.plan.buckets[self.rank]
-        ]
-        self.update_groups = {name: self._updated(name) for name in strategy.update_groups}
-        make = optimiser or (
-            lambda groups: SGD([{"params": p} for p in groups.values()], lr=0.01, momentum=0.9)
-        )
-        self.optimiser = make(self.update_groups)
+        self.sums: list[BucketSum] = []
+        for bucket in self.plan.buckets[self.rank]:
+            parameters, group = [self.replica.variables[n] for n in bucket.names], self.groups[bucket.axes]
+            make = FactorExchange if bucket.matrix else BucketSum
+            self.sums.append(make(bucket, parameters, group, self.options.algorithms, xp))
+        cut = {name for s in self.sums if s.bucket.sharded for name in s.bucket.names}
+        # what the optimiser steps: parameters, or pieces of those whose bucket is sharded
+        self.update_groups: dict[str, list[Tensor]] = {name: [] for name in strategy.update_groups}
+        for p in self.plan.held[self.rank]:
+            if p.trained and p.name not in cut:
+                self.update_groups[self.plan.by_name[p.layer].update].append(self.replica.variables[p.name])
+        for owned in self.sums:
+            self.update_groups[owned.bucket.update] += owned.pieces
+        default = [{"params": params} for params in self.update_groups.values()]
+        self.optimiser = optimiser(self.update_groups) if optimiser else SGD(default, lr=0.01, momentum=0.9)
         self.sub_steps = any(isinstance(a, Update) for a in self.plan.schedules[self.rank])
         self.watch: Callable[[str, Any], None] | None = None
         self.iteration = 0
@@ -122,7 +115,7 @@ class Executor:
     def _settings(self, batch: int) -> dict[str, object]:
         """What must be the same on every rank."""
         strategy = self.strategy
-        schedules = [strategy.schedule(i) for i in range(strategy.mesh.axis_size("stage"))]
+        schedules = (strategy.schedule(i) for i in range(strategy.mesh.axis_size("stage")))
         return {
             "the model": repr(self.model),
             "the image shape": self.shapes,
@@ -137,19 +130,6 @@ class Executor:
             "the parameter groups": dict(strategy.updates),
             "the schedule": "\n".join(map(repr, schedules)),
         } | {f"the option {name}": value for name, value in vars(self.options).items()}
-
-    def _updated(self, group: str) -> list[Tensor]:
-        """What the optimiser steps for a parameter group: parameters, or pieces where the bucket is sharded."""
-        sharded = [s for s in self.sums if s.bucket.sharded and s.bucket.update == group]
-        cut = {name for s in sharded for name in s.bucket.names}
-        whole = [
-            self.replica.variables[p.name]
-            for p in self.plan.held[self.rank]
-            if p.trained and p.name not in cut and self.plan.by_name[p.layer].update == group
-        ]
-        return whole + [piece for s in sharded for piece in s.pieces]
-
-    # -- steps ---------------------------------------------------------------------------------------
 
     def step(self, images: Any, labels: np.ndarray) -> Result:
         """One training step.
@@ -174,16 +154,15 @@ class Executor:
             variable.grad = None
         for owned, bucket in zip(self.sums, plan.buckets[self.rank], strict=True):
             owned.bucket = bucket  # with another batch, other rows bring the factors
-        result = self._run(plan, plan.events[self.rank], images, labels, training=True)
+        result = self._run(plan, images, labels, training=True)
         self.optimiser.advance()
         self.iteration += 1
         return result
 
     def evaluate(self, images: Any, labels: np.ndarray) -> Result:
         """Loss and correct answers on a batch, without dropout."""
-        plan = self.plan_for(len(labels), training=False)
         with no_grad():
-            return self._run(plan, lower(plan, self.rank, training=False), images, labels, training=False)
+            return self._run(self.plan_for(len(labels), training=False), images, labels, training=False)
 
     def plan_for(self, batch: int, training: bool) -> Plan:
         """The plan of a batch of another size, such as the last one of an epoch."""
@@ -191,16 +170,15 @@ class Executor:
         with self._planning:
             if key not in self._plans:
                 strategy = self.strategy if training else self.strategy.once()
-                first = not self._plans
-                plan = make_plan(
-                    self.model, self.shapes, strategy, batch, self.title, self.comm.nodes, check=first
-                )
+                what = self.model, self.shapes, strategy, batch, self.title, self.comm.nodes
+                plan = make_plan(*what, check=not self._plans)
                 if training:
                     check_plan(plan)
                 self._plans[key] = plan
             return self._plans[key]
 
-    def _run(self, plan: Plan, events, images: Any, labels: np.ndarray, training: bool) -> Result:
+    def _run(self, plan: Plan, images: Any, labels: np.ndarray, training: bool) -> Result:
+        events = plan.events[self.rank] if training else lower(plan, self.rank, training=False)
         given = images if isinstance(images, Mapping) else {self.model.inputs[0]: images}
         self._check_images(plan, given, len(labels))
         run = Run(self, plan, given, np.asarray(labels), training)
@@ -214,30 +192,17 @@ class Executor:
         """Refuse images that are not those of `plan.input_rows`: training would go on, with wrong pairs."""
         for name, given in plan.inputs.items():
             start, stop = plan.input_rows(self.rank) if plan.region(given.layout, (), self.rank) else (0, 0)
-            x = images.get(name)
-            shape = (0, *given.shape) if x is None else x.shape
+            x, expected = images.get(name), (stop - start, *given.shape)
             fits = x is None or x.dtype == self.dtype or x.dtype.kind in "iu"
-            if shape == (stop - start, *given.shape) and fits:
+            if (x.shape if x is not None else (0, *given.shape)) == expected and fits:
                 continue
             got = "none" if x is None else f"{x.dtype} {x.shape}"
-            wanted = f"{self.dtype} {(stop - start, *given.shape)}" if start < stop else "none (None)"
+            wanted = f"{self.dtype} {expected}" if start < stop else "none (None)"
             what = "images" if len(plan.inputs) == 1 else f"input {name!r}"
             raise InputError(
                 f"rank {self.rank}: got {what} {got}, expected {wanted}: rows {start} to {stop} of the batch of "
                 f"{batch}, of which it is given all labels"
             )
-
-    def metrics(self, run: Run, tag: int) -> Result:
-        """Sum loss, correct answers and samples over all ranks; raise where the loss is not finite."""
-        mine = np.array([run.loss, run.correct, run.samples], np.float64)
-        if self.comm.size > 1:
-            with self.ledger.scope(phase="metrics", layer="loss", cause="loss and accuracy"):
-                mine = self.comm.start(collectives.all_reduce.steps(self.comm, mine, SMALL), tag).wait()
-        result = Result(float(mine[0]), int(mine[1]), int(mine[2]))
-        if run.training and not np.isfinite(result.loss):
-            run.settle()
-            raise diagnose(self, run.images, run.labels)
-        return result
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the parameters held here, on the host, by name."""

@@ -20,53 +20,37 @@ _SHOWN = 100  # characters of a value that are shown, from a little before it di
 
 
 def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
-    """Raise InputError on every rank unless all ranks have the same settings.
-
-    Parameters
-    ----------
-    settings : mapping
-        Name to value; texts are compared as they are, other values by `repr`. All ranks must give the same
-        names.
-    """
+    """Raise InputError on every rank unless all have the same values under the same names; values that are no texts are
+    compared by `repr`."""
     if comm.size == 1:
         return
     texts = {name: value if isinstance(value, str) else repr(value) for name, value in settings.items()}
-    everyone = comm.exchange(np.array([_digest(text) for text in texts.values()], np.int64))
+    everyone = comm.exchange(np.array([digest(text.encode(errors="surrogateescape")) for text in texts.values()], np.int64))
     for i, (name, text) in enumerate(texts.items()):
         if (everyone[:, i] != everyone[0, i]).any():
-            raise InputError(_complaint(name, comm.exchange_texts(text)))
+            ranks: dict[str, list[str]] = {}
+            for rank, theirs in enumerate(comm.exchange_texts(text)):
+                ranks.setdefault(theirs, []).append(str(rank))
+            pairs = zip(ranks.values(), _where_they_differ(list(ranks)), strict=True)
+            parts = [f"{shown} on rank{'s' * (len(own) > 1)} {', '.join(own)}" for own, shown in pairs]
+            raise InputError(
+                f"the ranks do not run the same program: {name} is {' but '.join(parts)}; "
+                "start all ranks with the same options"
+            )
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big", signed=True
-    )
-
-
-def _complaint(name: str, texts: list[str]) -> str:
-    ranks: dict[str, list[int]] = {}
-    for rank, text in enumerate(texts):
-        ranks.setdefault(text, []).append(rank)
-    parts = [
-        f"{shown} on rank{'s' * (len(ranks[text]) > 1)} {', '.join(map(str, ranks[text]))}"
-        for text, shown in zip(ranks, _where_they_differ(list(ranks)), strict=True)
-    ]
-    return (
-        f"the ranks do not run the same program: {name} is {' but '.join(parts)}; "
-        "start all ranks with the same options"
-    )
+def digest(data: bytes) -> int:
+    """A fingerprint that fits an int64, and is not 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True) or 1
 
 
 def _where_they_differ(texts: list[str]) -> list[str]:
     """Of each text the first line in which they differ, and of a long line the part around that place."""
-    lines = next(
-        row for row in zip_longest(*(t.splitlines() for t in texts), fillvalue="") if len(set(row)) > 1
-    )
+    rows = zip_longest(*(t.splitlines() for t in texts), fillvalue="")
+    lines = next(row for row in rows if len(set(row)) > 1)
     if max(map(len, lines)) <= _SHOWN:
         return [line.strip() or "nothing" for line in lines]
     at = next(i for i, column in enumerate(zip_longest(*lines)) if len(set(column)) > 1)
     start = max(0, at - _SHOWN // 2)
-    return [
-        "..." * (start > 0) + line[start : start + _SHOWN] + "..." * (start + _SHOWN < len(line))
-        for line in lines
-    ]
+    stop = start + _SHOWN
+    return ["..." * (start > 0) + line[start:stop] + "..." * (stop < len(line)) for line in lines]

@@ -10,30 +10,21 @@ momentum and updates it, all_gather of the new weights.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import Any
 
 from ..comm import collectives
 from ..comm.algorithms import edges_of
 from ..comm.communicator import Communicator
-from ..comm.ledger import Scope
 from ..functional.factors import Factors
 from ..nn import Parameter
 from .planned import Bucket
 from .transfer import Algorithms
 
 
-class GradientSum(ABC):
-    """Parameters whose gradients come together over a group; `_collective` and `_arrived` say how.
-
-    Attributes
-    ----------
-    pieces : list of Parameter
-        Of a sharded bucket: what this rank's optimiser updates in place of the parameters.
-    pending : Pending or None
-        The exchange while it is under way.
-    """
+class BucketSum:
+    """A flat buffer of gradients, and its sum over a group by all_reduce, or reduce_scatter where it is sharded: then
+    the optimiser updates `pieces` in place of the parameters. `pending` is the exchange while it is under way."""
 
     def __init__(
         self, bucket: Bucket, parameters: list[Parameter], comm: Communicator, algorithms: Algorithms, xp: Any
@@ -44,42 +35,52 @@ class GradientSum(ABC):
         self.pieces: list[Parameter] = []
         if bucket.sharded:
             self._shard()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.gradients = self.xp.zeros(self.bucket.elements, self.dtype)
+        for p, start in zip(self.parameters, edges_of(self.bucket.sizes), strict=False):
+            p.grad_buffer = self.gradients[start : start + p.size].reshape(p.shape)
 
     def _shard(self) -> None:
         """Put the weights in one flat buffer, and make a parameter of each piece of the own shard."""
         self.weights = self.xp.empty(self.bucket.elements, self.dtype)
         self.counts = self.bucket.shard_counts(self.comm.size)
-        start = sum(self.counts[: self.comm.rank])
-        stop = start + self.counts[self.comm.rank]
+        start, stop = edges_of(self.counts)[self.comm.rank : self.comm.rank + 2]
         for p, first in zip(self.parameters, edges_of(self.bucket.sizes), strict=False):
             part = self.weights[first : first + p.size]
             part[...] = p.data.reshape(-1)
             p.data = part.reshape(p.shape)
             low, high = max(first, start), min(first + p.size, stop)
             if low < high:
-                self.pieces.append(self._piece(p, low - first, high - first))
+                begin, end, data = self._part(p, low - first, high - first)
+                self.pieces.append(piece := Parameter(data.shape, decay=p.decay))
+                piece.name, piece.data = f"{p.name}[{begin}:{end}]", data
 
-    def _piece(self, p: Parameter, low: int, high: int) -> Parameter:
-        """Elements low to high of a parameter, as one of its own on the same memory."""
-        piece = Parameter((high - low,), decay=p.decay)
-        piece.name, piece.data = f"{p.name}[{low}:{high}]", p.data.reshape(-1)[low:high]
-        return piece
+    def _part(self, p: Parameter, low: int, high: int) -> tuple[int, int, Any]:
+        """Elements low to high of a parameter: start, stop, and the same memory."""
+        return low, high, p.data.reshape(-1)[low:high]
 
-    @abstractmethod
     def _collective(self) -> Generator:
         """The steps of the exchange; all gradients are there."""
+        for p in self.parameters:
+            if p.grad is None:  # no gradient reached it on this rank
+                p.grad_buffer[...] = 0
+                p.grad = p.grad_buffer
+        what, algorithm = (self.comm, self.gradients), self.bucket.algorithm
+        if self.bucket.sharded:
+            return collectives.reduce_scatter_inplace.steps(*what, self.counts, algorithm)
+        return collectives.all_reduce_inplace.steps(*what, algorithm)
 
-    @abstractmethod
-    def _arrived(self, result: Any) -> None:
+    def _arrived(self, own: Any) -> None:
         """Put what the exchange came to where the optimiser looks for it."""
-
-    def _scope(self, phase: str, cause: str) -> Scope:
-        bucket = self.bucket
-        return self.comm.ledger.scope(phase=phase, layer=bucket.layer, tensor=bucket.tensor, cause=cause)
+        for piece, start in zip(self.pieces, edges_of([p.size for p in self.pieces]), strict=False):
+            piece.grad = own[start : start + piece.size]
 
     def start(self) -> None:
         """Post the first messages of the exchange."""
-        with self._scope("gradient sync", "replicated weights"):
+        labels = {"layer": self.bucket.layer, "tensor": self.bucket.tensor, "cause": "replicated weights"}
+        with self.comm.ledger.scope(phase="gradient sync", **labels):
             self.pending = self.comm.start(self._collective(), self.bucket.tag)
 
     def finish(self) -> None:
@@ -87,50 +88,19 @@ class GradientSum(ABC):
         result, self.pending = self.pending.wait(), None
         self._arrived(result)
 
-    def settle(self) -> None:
-        """See it to its end where the step is given up before that."""
-        if self.pending is not None:
-            self.finish()
-
     def share_weights(self) -> None:
         """After the update of the own shard: all_gather the weights, in place."""
-        with self._scope("update", "sharded momentum"):
-            steps = collectives.all_gather_inplace.steps(
-                self.comm, self.weights, self.counts, self.algorithms.all_gather
-            )
+        labels = {"layer": self.bucket.layer, "tensor": self.bucket.tensor, "cause": "sharded momentum"}
+        with self.comm.ledger.scope(phase="update", **labels):
+            what = self.weights, self.counts, self.algorithms.all_gather
+            steps = collectives.all_gather_inplace.steps(self.comm, *what)
             self.comm.start(steps, self.bucket.tag + 1).wait()
         for p in self.parameters:
             p.version += 1
             p.grad = None
 
 
-class BucketSum(GradientSum):
-    """A flat buffer of gradients, and its sum by all_reduce, or reduce_scatter where it is sharded."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.gradients = self.xp.zeros(self.bucket.elements, self.dtype)
-        for p, start in zip(self.parameters, edges_of(self.bucket.sizes), strict=False):
-            p.grad_buffer = self.gradients[start : start + p.size].reshape(p.shape)
-
-    def _collective(self) -> Generator:
-        for p in self.parameters:
-            if p.grad is None:  # no gradient reached it on this rank
-                p.grad_buffer[...] = 0
-                p.grad = p.grad_buffer
-        if self.bucket.sharded:
-            algorithm = self.algorithms.reduce_scatter
-            return collectives.reduce_scatter_inplace.steps(self.comm, self.gradients, self.counts, algorithm)
-        return collectives.all_reduce_inplace.steps(self.comm, self.gradients, self.bucket.algorithm)
-
-    def _arrived(self, own: Any) -> None:
-        at = 0
-        for piece in self.pieces:
-            piece.grad = own[at : at + piece.size]
-            at += piece.size
-
-
-class FactorExchange(GradientSum):
+class FactorExchange(BucketSum):
     """One weight matrix (i, o), whose gradient is the sum over ranks of x^T gy        x (n, i)   gy (n, o)
 
     That sum is the product of all ranks' x, one below the other, and all their gy. So not the gradient is sent,
@@ -139,39 +109,29 @@ class FactorExchange(GradientSum):
     multiplies for the whole batch, or, where the bucket is sharded, for the rows of W that it updates.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def _prepare(self) -> None:
         (self.weight,) = self.parameters
         self.weight.exchange_factors = True
 
-    def _piece(self, p: Parameter, low: int, high: int) -> Parameter:
+    def _part(self, p: Parameter, low: int, high: int) -> tuple[int, int, Any]:
         """Whole rows of the matrix."""
         self.rows = slice(low // p.shape[1], high // p.shape[1])
-        piece = Parameter((self.rows.stop - self.rows.start, p.shape[1]), decay=p.decay)
-        piece.name, piece.data = f"{p.name}[{self.rows.start}:{self.rows.stop}]", p.data[self.rows]
-        return piece
+        return self.rows.start, self.rows.stop, p.data[self.rows]
 
     def _collective(self) -> Generator:
         bucket, own, inputs = self.bucket, self.weight.factors, self.bucket.matrix[0]
         self.gathered = self.xp.empty((sum(bucket.rows), sum(bucket.matrix)), self.dtype)
-        start = sum(bucket.rows[: self.comm.rank])
-        block = self.gathered[start : start + bucket.rows[self.comm.rank]]
+        block = self.gathered[slice(*edges_of(bucket.rows)[self.comm.rank : self.comm.rank + 2])]
         if own is None:  # no gradient reached it on this rank
             block[...] = 0
         else:
             block[:, :inputs], block[:, inputs:] = own.x, own.gy
-        flat, algorithm = self.gathered.reshape(-1), self.algorithms.all_gather
-        return collectives.all_gather_inplace.steps(self.comm, flat, bucket.factor_counts, algorithm)
+        what = self.gathered.reshape(-1), bucket.factor_counts, bucket.algorithm
+        return collectives.all_gather_inplace.steps(self.comm, *what)
 
-    def _arrived(self, result: Any) -> None:
-        inputs = self.bucket.matrix[0]
-        x, gy = self.gathered[:, :inputs], self.gathered[:, inputs:]
+    def _arrived(self, own: Any) -> None:
+        x, gy = self.gathered[:, : self.bucket.matrix[0]], self.gathered[:, self.bucket.matrix[0] :]
         if not self.bucket.sharded:
             self.weight.factors = Factors(x, gy)
         for piece in self.pieces:
             piece.factors = Factors(x[:, self.rows], gy)
-
-
-def make_sum(bucket: Bucket, *args: Any) -> GradientSum:
-    """What brings the gradients of a bucket together; the arguments are those of `GradientSum`."""
-    return (FactorExchange if bucket.matrix else BucketSum)(bucket, *args)

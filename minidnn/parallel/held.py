@@ -3,66 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 
 from ..nn import Parameter
-from .placement import At, Replicate, intervals
-from .planned import Bucket, Held, LayerPlan, Planned
+from .placement import Replicate, intervals
+from .plan import Plan
+from .planned import Bucket, Held, LayerPlan
 from .rule import Variable
 from .schedule import Update
 
 
-def held_by(plan: Planned, rank: int) -> tuple[Held, ...]:
+def held_by(plan: Plan, rank: int) -> tuple[Held, ...]:
     """The parameters and buffers that a rank holds, in the order of the model; what is tied is held once."""
     at = plan.mesh.coordinates[rank]
-    early = {
-        a.group for a in plan.schedules[rank] if isinstance(a, Update)
-    }  # groups that step after every micro-batch
+    early = {a.group for a in plan.schedules[rank] if isinstance(a, Update)}  # after every micro-batch
     found: list[Held] = []
     for layer in plan.layers:
         if layer.layer is None or not plan.runs(rank, layer):
             continue
-        matrix = (
-            layer.layer.factors
-            if plan.options.fc_gradients == "factors" and layer.update not in early
-            else ""
-        )
+        in_factors = plan.options.fc_gradients == "factors" and layer.update not in early
         for path, variable in layer.layer.named_variables(prefix=""):
-            name = f"{layer.name}.{path}"
-            derived = layer.derived.variables[path]
-            if name not in plan.users or any(
-                isinstance(p, At) and p.index != i for p, i in zip(derived.layout, at, strict=True)
-            ):
+            name, derived = f"{layer.name}.{path}", layer.derived.variables[path]
+            layout, sums = derived.layout, derived.sums
+            if name not in plan.users or plan.region(layout, (), rank) is None:
                 continue  # an earlier layer's; or held at another place alone
-            trained = variable.requires_grad
-            alone = path == matrix and trained and len(plan.users[name]) == 1
-            found.append(
-                Held(
-                    name=name,
-                    layer=layer.name,
-                    full_shape=variable.full_shape,
-                    slices=intervals(derived.layout, variable.full_shape, at, plan.mesh),
-                    layout=derived.layout,
-                    sums=derived.sums,
-                    trained=trained,
-                    buffer=not isinstance(variable, Parameter),
-                    rows=_factor_rows(plan, layer, derived.sums, rank) if alone and derived.sums else (),
-                )
-            )
+            shape, trained = variable.full_shape, variable.requires_grad
+            alone = in_factors and path == layer.layer.factors and trained and len(plan.users[name]) == 1
+            rows = _factor_rows(plan, layer, sums, rank) if alone and sums else ()
+            slices, buffer = intervals(layout, shape, at, plan.mesh), not isinstance(variable, Parameter)
+            found.append(Held(name, layer.name, shape, slices, layout, sums, trained, buffer, rows))
     return tuple(found)
 
 
-def _factor_rows(plan: Planned, layer: LayerPlan, axes: Sequence[str], rank: int) -> tuple[int, ...]:
+def _factor_rows(plan: Plan, layer: LayerPlan, axes: Sequence[str], rank: int) -> tuple[int, ...]:
     """The rows of x and gy that each member of a linear layer's gradient group has in a step."""
     batches, inner = plan.stages[layer.stage].micro_batches, prod(layer.shapes[0][:-1])
-    members = plan.mesh.group(rank, axes)
     return tuple(
         inner * sum(len(plan.samples(layer.derived.inputs[0], member, batch)) for batch in batches)
-        for member in members
+        for member in plan.mesh.group(rank, axes)
     )
 
 
-def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
+def buckets_of(plan: Plan, rank: int, tag: int) -> tuple[Bucket, ...]:
     """A rank's parameters in the order in which backward finishes them, cut where a bucket is full.
 
     A weight whose gradient is exchanged as factors is a bucket of its own. Ranks that sum with one another hold
@@ -83,37 +65,40 @@ def buckets_of(plan: Planned, rank: int, tag: int) -> tuple[Bucket, ...]:
     buckets: list[Bucket] = []
     for (axes, update, equal), parameters in reversed(reduced.items()):
         runs: list[list[Held]] = []
-        filled = None
-        order = list(reversed(parameters))
-        for p in order:
+        filled = inf
+        for p in reversed(parameters):
             if p.rows:
                 runs.append([p])
                 continue
-            if filled is None or filled + p.size * itemsize > options.bucket_bytes:
-                runs.append(summed := [])
+            if filled + p.size * itemsize > options.bucket_bytes:
+                runs.append(bucket := [])
                 filled = 0
-            summed.append(p)
+            bucket.append(p)
             filled += p.size * itemsize
-        for number, run in enumerate(sorted(runs, key=lambda run: order.index(run[-1]))):
-            elements, size = sum(p.size for p in run), len(plan.mesh.group(rank, axes))
-            buckets.append(
-                Bucket(
-                    index=len(buckets),
-                    axes=axes,
-                    update=update,
-                    names=tuple(p.name for p in run),
-                    sizes=tuple(p.size for p in run),
-                    algorithm=options.all_reduce_for(elements * itemsize, size, _nodes(plan, rank, axes)),
-                    tag=tag + 2 * (number * len(keys) + keys.index((axes, update, equal))),
-                    sharded=options.sharded_momentum,
-                    matrix=run[0].shape if run[0].rows else None,
-                    rows=run[0].rows,
-                )
+        runs.sort(key=lambda run: parameters.index(run[-1]), reverse=True)
+        members, nodes = len(plan.mesh.group(rank, axes)), _nodes(plan, rank, axes)
+        for number, run in enumerate(runs):
+            sizes, rows = tuple(p.size for p in run), run[0].rows
+            op = "all_gather" if rows else "reduce_scatter" if options.sharded_momentum else "all_reduce"
+            summed = options.all_reduce_for(sum(sizes) * itemsize, members, nodes)
+            made = Bucket(
+                index=len(buckets),
+                axes=axes,
+                update=update,
+                names=tuple(p.name for p in run),
+                sizes=sizes,
+                op=op,
+                algorithm=getattr(options.algorithms, op) if op != "all_reduce" else summed,
+                tag=tag + 2 * (number * len(keys) + keys.index((axes, update, equal))),
+                sharded=options.sharded_momentum,
+                matrix=run[0].shape if rows else None,
+                rows=rows,
             )
+            buckets.append(made)
     return tuple(buckets)
 
 
-def _nodes(plan: Planned, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
+def _nodes(plan: Plan, rank: int, axes: Sequence[str]) -> tuple[int, ...] | None:
     """The nodes of the ranks that sum with one another, numbered from 0; None where groups that sum the same (as
     layers are replicated along other axes) do not lie alike: their sums must be made in one order."""
     patterns = set()

@@ -7,7 +7,7 @@ from math import prod
 
 from ..text import size
 from .events import Compute
-from .planned import Planned
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.momenta + self.activations
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
         return (
@@ -33,7 +33,7 @@ class Memory:
         )
 
 
-def rank_memory(plan: Planned, rank: int) -> Memory:
+def rank_memory(plan: Plan, rank: int) -> Memory:
     """The memory of `rank` in one step of `plan`, with plain momentum SGD."""
     weights = sum(p.size for p in plan.held[rank])
     momenta = gradients = sum(p.size for p in plan.held[rank] if p.trained)
@@ -46,13 +46,9 @@ def rank_memory(plan: Planned, rank: int) -> Memory:
     alive = peak = 0
     for event in plan.events[rank]:
         if isinstance(event, Compute) and event.layer.backward and event.phase != "input":
-            layer = event.layer
-            batch = plan.stages[layer.stage].micro_batches[event.micro_batch]
-            kept = (
-                prod(plan.local_shape(layer.layout, layer.out_shape, rank, batch))
-                if layer.layer is not None
-                else 0
-            )
+            layer, batches = event.layer, plan.stages[event.layer.stage].micro_batches
+            shape = batches[event.micro_batch].shape(plan.region(layer.layout, layer.out_shape, rank))
+            kept = 0 if layer.layer is None else prod(shape)
             alive += kept if event.phase == "forward" else -kept
             peak = max(peak, alive)
     return Memory(*(plan.dtype.itemsize * n for n in (weights, gradients, momenta, peak)))

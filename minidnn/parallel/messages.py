@@ -7,39 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..comm import algorithms
 from ..comm.algorithms import Rounds
-from .events import Compute, Event, Metrics, Post, Share, WaitSum
-from .planned import Bucket, LayerPlan, Planned
+from .events import Compute, Event, Metrics, Post, PostSum, Share, Wait
+from .plan import Plan
+from .planned import LayerPlan
 
 METRICS = 3  # loss, correct answers, samples; float64 whatever the model's dtype
-SUMS = 3  # of a synchronised batch norm on a micro-batch: two forward, one backward
+SUMS = 3  # of a synchronised batch norm on a micro-batch: values and their number, squares; gradients
 SMALL = "doubling"  # the algorithm of sums of a few numbers: metrics, statistics
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message that a rank sends or receives in a step."""
+    """One message that a rank sends or receives in a step; `kind` is "send" or "recv", its round `index` (from 1) of
+    `count`."""
 
-    kind: str  # "send" or "recv"
-    rank: int
-    peer: int
     phase: str
     layer: str
-    op: str
-    algorithm: str
-    index: int  # round i (from 1) ...
-    count: int  # ... of n
-    elements: int
-    bytes: int
     micro_batch: int
     tag: int
+    op: str
+    algorithm: str
+    kind: str
+    rank: int
+    peer: int
+    index: int
+    count: int
+    elements: int
+    bytes: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What an event sends: one collective, or one round of messages, of a group of ranks."""
+class Batch(NamedTuple):
+    """What an event sends: one collective of a group, with `counts` as `minidnn.comm` takes them, or given rounds."""
 
     phase: str
     layer: str
@@ -48,53 +50,48 @@ class Batch:
     op: str
     algorithm: str
     group: tuple[int, ...]
-    counts: object  # of a collective, as `minidnn.comm` takes them; None where `rounds` are given
+    counts: object
     itemsize: int
     rounds: Rounds = ()
 
 
-def batches(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
+def batches(plan: Plan, rank: int, events: Iterable[Event]) -> Iterator[Batch]:
     """What each event of a rank sends and receives; the sum of a bucket where it is waited for."""
     itemsize = plan.dtype.itemsize
     for event in events:
         match event:
             case Post(exchange, direction, number, transfers):
+                label = direction, exchange.layer, number, exchange.tag_of(number, direction)
                 for t in transfers:
                     if t.moves_data:
-                        group = t.ranks
-                        rounds = t.rounds(group.index(rank), [plan.nodes[r] for r in group])
-                        label = direction, exchange.layer, number, exchange.tag_of(number, direction)
-                        yield Batch(*label, t.op, t.algorithm, group, None, itemsize, rounds)
+                        rounds = t.rounds(t.ranks.index(rank), [plan.nodes[r] for r in t.ranks])
+                        yield Batch(*label, t.op, t.algorithm, t.ranks, None, itemsize, rounds)
             case Compute(layer, phase, number) if layer.norms and phase != "weight":
                 direction = "forward" if phase == "forward" else "backward"
-                group = plan.mesh.group(rank, layer.derived.statistics)
-                for tag, elements in statistics(plan, rank, layer, number, direction):
-                    yield Batch(direction, layer.name, number, tag, "all_reduce", SMALL, group, elements, 8)
-            case WaitSum(bucket):
-                yield _of_bucket(plan, rank, bucket, bucket.op, "gradient sync")
+                what = "all_reduce", SMALL, plan.mesh.group(rank, layer.derived.statistics)
+                for i, path in enumerate(layer.norms):
+                    inside = f"{layer.name}.{path}." if path else f"{layer.name}."
+                    tag = statistics_tag(layer, number, i)
+                    n = next(p.size for p in plan.held[rank] if p.name.startswith(inside))  # channels
+                    sums = {tag: n + 1, tag + 1: n} if phase == "forward" else {tag + 2: 2 * n}
+                    for tag, elements in sums.items():
+                        yield Batch(direction, layer.name, number, tag, *what, elements, 8)
+            case Wait(PostSum(bucket)):
+                group = plan.mesh.group(rank, bucket.axes)
+                what = bucket.op, bucket.algorithm, group, bucket.counts(len(group))
+                yield Batch("gradient sync", bucket.layer, 0, bucket.tag, *what, itemsize)
             case Share(bucket):
-                yield _of_bucket(plan, rank, bucket, "all_gather", "update")
+                group = plan.mesh.group(rank, bucket.axes)
+                what = (
+                    "all_gather",
+                    plan.options.algorithms.all_gather,
+                    group,
+                    bucket.shard_counts(len(group)),
+                )
+                yield Batch("update", bucket.layer, 0, bucket.tag + 1, *what, itemsize)
             case Metrics(tag):
                 world = tuple(range(plan.size))
                 yield Batch("metrics", "loss", 0, tag, "all_reduce", SMALL, world, METRICS, 8)
-
-
-def statistics(
-    plan: Planned, rank: int, layer: LayerPlan, number: int, direction: str
-) -> list[tuple[int, int]]:
-    """(tag, elements) of each sum of a synchronised batch norm: of values with their number, then of squares; of
-    gradients in one."""
-    held = {p.name: p.size for p in plan.held[rank]}
-    found = []
-    for i, path in enumerate(layer.norms):
-        prefix = f"{layer.name}.{path}." if path else f"{layer.name}."
-        channels = next(size for name, size in held.items() if name.startswith(prefix))
-        first = statistics_tag(layer, number, i)
-        if direction == "forward":
-            found += [(first, channels + 1), (first + 1, channels)]
-        else:
-            found.append((first + 2, 2 * channels))
-    return found
 
 
 def statistics_tag(layer: LayerPlan, number: int, norm: int) -> int:
@@ -102,37 +99,14 @@ def statistics_tag(layer: LayerPlan, number: int, norm: int) -> int:
     return layer.tag + SUMS * (number * len(layer.norms) + norm)
 
 
-def _of_bucket(plan: Planned, rank: int, bucket: Bucket, op: str, phase: str) -> Batch:
-    group = plan.mesh.group(rank, bucket.axes)
-    algorithm = bucket.algorithm if op == "all_reduce" else getattr(plan.options.algorithms, op)
-    counts = bucket.counts(len(group)) if phase == "gradient sync" else bucket.shard_counts(len(group))
-    tag = bucket.tag + (phase == "update")
-    return Batch(phase, bucket.layer, 0, tag, op, algorithm, group, counts, plan.dtype.itemsize)
-
-
-def step_messages(plan: Planned, rank: int, events: Iterable[Event]) -> Iterator[Message]:
+def step_messages(plan: Plan, rank: int) -> Iterator[Message]:
     """Every message that `rank` sends or receives, in the order of its events."""
-    for b in batches(plan, rank, events):
-        rounds = b.rounds
-        if b.counts is not None and len(b.group) > 1:
-            nodes = [plan.nodes[r] for r in b.group]
-            rounds = algorithms.rounds(
-                b.op, b.algorithm, len(b.group), b.group.index(rank), b.counts, nodes=nodes
-            )
+    for b in batches(plan, rank, plan.events[rank]):
+        rounds, group = b.rounds, b.group
+        if b.counts is not None and len(group) > 1:
+            nodes, member = [plan.nodes[r] for r in group], group.index(rank)
+            rounds = algorithms.rounds(b.op, b.algorithm, len(group), member, b.counts, nodes=nodes)
         for index, moves in enumerate(rounds, 1):
-            for move in moves:
-                yield Message(
-                    kind=move.kind,
-                    rank=rank,
-                    peer=b.group[move.peer],
-                    phase=b.phase,
-                    layer=b.layer,
-                    op=b.op,
-                    algorithm=b.algorithm,
-                    index=index,
-                    count=len(rounds),
-                    elements=move.elements,
-                    bytes=move.elements * b.itemsize,
-                    micro_batch=b.micro_batch,
-                    tag=b.tag,
-                )
+            for m in moves:
+                ends, n = (m.kind, rank, group[m.peer]), m.elements
+                yield Message(*b[:6], *ends, index, len(rounds), n, n * b.itemsize)

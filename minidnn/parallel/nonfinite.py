@@ -22,46 +22,35 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     updated since (One Weird Trick with an update after every micro-batch).
     """
     names = [layer.name for layer in executor.plan.layers]
-    weights = wrong_weights(executor)
-    output = _least(executor, _first_output(executor, images, labels, names))
-    place, kind = (weights, "weights") if weights <= output else (output, "output")
-    step = executor.iteration
+    outputs: list[str] = []
+    tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
+    executor.watch = lambda name, y: None if _finite(y) else outputs.append(name)
+    try:
+        executor.evaluate(images, labels)
+    finally:
+        executor.watch, executor.ledger.tracing = None, tracing
+    in_weights, in_output = wrong_weights(executor), _first(executor, outputs)
+    place = min(in_weights, in_output)
+    text = f"step {executor.iteration}: the loss is not finite"
     if place == len(names):
-        return NonFiniteError(
-            f"step {step}: the loss is not finite, though every layer's output is: dropout or the labels"
-        )
+        return NonFiniteError(f"{text}, though every layer's output is: dropout or the labels")
     return NonFiniteError(
-        f"step {step}: the loss is not finite; the first non-finite value is in the {kind} of layer "
+        f"{text}; the first non-finite value is in the {'weights' if place == in_weights else 'output'} of layer "
         f"{names[place]!r}: lower the learning rate, or check the input"
     )
 
 
 def wrong_weights(executor: Any) -> int:
     """Where in the plan the first layer is whose weights are not finite on some rank; the number of layers if none."""
-    names = [layer.name for layer in executor.plan.layers]
     held, variables = executor.plan.held[executor.rank], executor.replica.variables
-    wrong = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
-    return _least(executor, min(map(names.index, wrong), default=len(names)))
+    return _first(executor, [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)])
 
 
-def _least(executor: Any, place: int) -> int:
+def _first(executor: Any, wrong: list[str]) -> int:
+    """The place of the first layer that is wrong on some rank."""
+    names = [layer.name for layer in executor.plan.layers]
+    place = min(map(names.index, wrong), default=len(names))
     return int(executor.comm.exchange(np.array([place])).min())
-
-
-def _first_output(executor: Any, images: Any, labels: np.ndarray, names: list[str]) -> int:
-    seen: list[str] = []
-
-    def watch(name: str, y: Any) -> None:
-        if y.size and not _finite(y):
-            seen.append(name)
-
-    tracing, executor.ledger.tracing = executor.ledger.tracing, False  # these messages are not the step's
-    executor.watch = watch
-    try:
-        executor.evaluate(images, labels)
-    finally:
-        executor.watch, executor.ledger.tracing = None, tracing
-    return names.index(seen[0]) if seen else len(names)
 
 
 def _finite(x: Any) -> bool:

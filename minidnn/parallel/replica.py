@@ -7,39 +7,31 @@ from typing import Any
 
 from .. import nn
 from .placement import Partial, intervals
-from .planned import LayerPlan, Planned
+from .plan import Plan
+from .planned import LayerPlan
 from .rule import localise
 
 
 class Replica:
-    """The local parts of a plan's layers, their weights drawn from the seed.
+    """The local parts of the layers that a rank runs, their weights drawn from the seed.
 
-    Attributes
-    ----------
-    layers : dict
-        Local layer by name; a layer that this rank does not run is missing.
-    variables : dict
-        What it holds of parameters and buffers, by name.
-    norms : dict
-        By layer, the batch norms that sum their statistics over ranks.
+    By name: `layers`, `variables` (what it holds of parameters and buffers), and of a layer its `norms`, the batch
+    norms that sum their statistics over ranks.
     """
 
-    def __init__(self, plan: Planned, rank: int, seed: int, xp: Any) -> None:
+    def __init__(self, plan: Plan, rank: int, seed: int, xp: Any) -> None:
         self.layers: dict[str, nn.Module] = {}
         self.variables: dict[str, nn.Variable] = {}
         self.norms: dict[str, list[nn.Module]] = {}
-        self._flops: dict[str, tuple[float, float, float]] = {}
-        held = {p.name for p in plan.held[rank]}
-        shared: dict[int, Any] = {}
+        self._flops: dict[str, tuple[float, float]] = {}
+        held, shared = {p.name for p in plan.held[rank]}, {}
         for layer in plan.layers:
             if layer.layer is None or not plan.runs(rank, layer):
                 continue
-            local = localise(
-                layer.layer, layer.derived, plan.mesh, rank, layer.shapes[0], layer.out_shape, shared
-            )
+            shapes = layer.shapes[0], layer.out_shape
+            local = localise(layer.layer, layer.derived, plan.mesh, rank, *shapes, shared)
             self.layers[layer.name] = local
-            for path, variable in local.named_variables(prefix=""):
-                name = f"{layer.name}.{path}"
+            for name, variable in local.named_variables(prefix=layer.name):
                 if name in held:
                     variable.materialise(seed, name, plan.dtype, xp)
                     self.variables[name] = variable
@@ -49,15 +41,12 @@ class Replica:
 
     def flops(self, layer: str, n: int, phase: str) -> int:
         """Floating-point operations of a layer's matrix products on `n` samples."""
-        forward, inputs, weights = self._flops.get(layer, (0.0, 0.0, 0.0))
-        return int(
-            n * {"forward": forward, "input": inputs, "weight": weights, "both": inputs + weights}[phase]
-        )
+        product, inputs = self._flops.get(layer, (0.0, 0.0))
+        return int(n * (inputs if phase == "input" else product + inputs * (phase == "both")))
 
 
-def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float, float]:
-    """Of one sample: forward, and of the two products of backward; the first layer of all needs no gradient of its
-    input."""
+def _flops(plan: Plan, layer: LayerPlan, rank: int) -> tuple[float, float]:
+    """Of one sample: of a product, and of that for the gradient of the input, which the first layer needs not."""
     share = 1.0
     operands = [(layer.layout, layer.out_shape)]
     if Partial() in layer.layout:  # a part of the sum
@@ -66,4 +55,4 @@ def _flops(plan: Planned, layer: LayerPlan, rank: int) -> tuple[float, float, fl
         box = intervals(layout, (0, *shape), plan.mesh.coordinates[rank], plan.mesh)[1:]
         share *= prod(stop - start for start, stop in box) / max(1, prod(shape))
     flops = 2 * layer.layer.macs(*layer.shapes) * share  # two operations a multiply-add
-    return flops, flops if any(layer.differentiable) else 0.0, flops
+    return flops, flops if any(layer.differentiable) else 0.0

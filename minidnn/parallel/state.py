@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from ..backend import to_host
 from ..comm.communicator import STATE
 from .executor import Executor
+from .fingerprint import digest
 
 
 def gather_state(executor: Executor) -> dict[str, np.ndarray] | None:
@@ -16,26 +15,24 @@ def gather_state(executor: Executor) -> dict[str, np.ndarray] | None:
 
     Of what several ranks hold the first one's is taken. These messages are no part of training: no ledger counts them.
     """
-    plan, comm, variables = executor.plan, executor.comm, executor.replica.variables
+    plan, comm = executor.plan, executor.comm
     whole: dict[str, np.ndarray] = {}
     seen = set()
-    for rank in range(plan.size):
-        for p in plan.held[rank]:
-            if (p.name, p.slices) in seen:
-                continue
-            seen.add((p.name, p.slices))
-            part = np.empty(p.size, plan.dtype)
-            if comm.rank == rank:
-                part = np.ascontiguousarray(to_host(variables[p.name].data)).reshape(-1)
-                if rank > 0 and p.size:
-                    comm.wait([comm.isend(part, 0, STATE)])
-            elif comm.rank == 0 and p.size:
-                comm.wait([comm.irecv(part, rank, STATE)])
-            if comm.rank == 0:
-                array = whole.setdefault(p.name, np.zeros(p.full_shape, plan.dtype))
-                array[tuple(slice(*x) for x in p.slices)] = part.reshape(p.shape)
-    names = [name for name in plan.users if name in whole]  # in the order of the model
-    return {name: whole[name] for name in names} if comm.rank == 0 else None
+    for rank, p in ((rank, p) for rank, held in plan.held.items() for p in held):
+        if (p.name, p.slices) in seen:
+            continue
+        seen.add((p.name, p.slices))
+        part = np.empty(p.size, plan.dtype)
+        if comm.rank == rank:
+            part = _bits(executor, p.name).reshape(-1)
+            if rank > 0 and p.size:
+                comm.wait([comm.isend(part, 0, STATE)])
+        elif comm.rank == 0 and p.size:
+            comm.wait([comm.irecv(part, rank, STATE)])
+        if comm.rank == 0:
+            array = whole.setdefault(p.name, np.zeros(p.full_shape, plan.dtype))
+            array[tuple(slice(*x) for x in p.slices)] = part.reshape(p.shape)
+    return {name: whole[name] for name in plan.users if name in whole} if comm.rank == 0 else None
 
 
 def gather_weights(executor: Executor) -> dict[str, np.ndarray] | None:
@@ -49,20 +46,15 @@ def unequal_replicas(executor: Executor) -> list[str]:
     """The parameters and buffers of which two ranks hold the same part with other bits; the same answer on every
     rank."""
     names = list(executor.plan.users)
-    held = {p.name: p for p in executor.plan.held[executor.rank]}
-    mine = np.zeros((len(names), 2), np.int64)
-    for i, name in enumerate(names):
-        if name in held:
-            data = to_host(executor.replica.variables[name].data)
-            mine[i] = _digest(repr(held[name].slices).encode()), _digest(np.ascontiguousarray(data).tobytes())
+    mine = np.zeros((len(names), 2), np.int64)  # of each the part, 0 for none, and its bits
+    for p in executor.plan.held[executor.rank]:
+        bits = _bits(executor, p.name).tobytes()
+        mine[names.index(p.name)] = digest(repr(p.slices).encode()), digest(bits)
     everyone = executor.comm.exchange(mine)
     unequal = []
     for i, name in enumerate(names):
-        bits: dict[int, set[int]] = {}
-        for part, digest in everyone[:, i]:
-            bits.setdefault(int(part), set()).add(int(digest))
-        bits.pop(0, None)
-        if any(len(found) > 1 for found in bits.values()):
+        found = {(part, bits) for part, bits in everyone[:, i].tolist() if part}
+        if len(dict(found)) < len(found):
             unequal.append(name)
     return unequal
 
@@ -72,5 +64,5 @@ def replicas_equal(executor: Executor) -> bool:
     return not unequal_replicas(executor)
 
 
-def _digest(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True) or 1
+def _bits(executor: Executor, name: str) -> np.ndarray:
+    return np.ascontiguousarray(to_host(executor.replica.variables[name].data))

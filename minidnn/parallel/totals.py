@@ -10,11 +10,11 @@ from ..comm.algorithms import ALGORITHMS, BLOCKED, rounds, split_counts
 from .events import Post
 from .messages import batches
 from .placement import At, Replicate, Shard, elements
-from .planned import Planned
+from .plan import Plan
 from .transfer import Transfer
 
 
-def totals(plan: Planned) -> tuple[int, int]:
+def totals(plan: Plan) -> tuple[int, int]:
     """Messages and bytes that all ranks together send in a step; each collective is counted once, not on each rank."""
     alike = _alike(plan)
     images = prod(
@@ -35,7 +35,7 @@ def totals(plan: Planned) -> tuple[int, int]:
     return messages, sent
 
 
-def _moves(plan: Planned, rank: int):
+def _moves(plan: Plan, rank: int):
     """What a rank takes part in: a transfer or arguments of `_sent`, the group, what names it, bytes of an element."""
     for event in plan.events[rank]:
         if isinstance(event, Post):
@@ -49,11 +49,11 @@ def _moves(plan: Planned, rank: int):
             yield what, b.group, (b.phase, b.op, b.tag, b.group), b.itemsize
 
 
-def _nodes(plan: Planned, algorithm: str, group: tuple[int, ...]) -> tuple[int, ...] | None:
+def _nodes(plan: Plan, algorithm: str, group: tuple[int, ...]) -> tuple[int, ...] | None:
     return tuple(plan.nodes[r] for r in group) if algorithm == "hierarchical" else None
 
 
-def _alike(plan: Planned) -> tuple[str, ...]:
+def _alike(plan: Plan) -> tuple[str, ...]:
     """The axes along which ranks do the same on as many samples, so that one of them stands for all."""
     even = all(len(set(batch.rows)) == 1 for stage in plan.stages for batch in stage.micro_batches)
     if not even or len(set(plan.nodes)) > 1:
@@ -67,12 +67,12 @@ def _alike(plan: Planned) -> tuple[str, ...]:
     return tuple(sorted(free))
 
 
-def _values(plan: Planned) -> list:
+def _values(plan: Plan) -> list:
     """The layouts of all values."""
     return [layout for x in plan.layers for layout in (*x.derived.inputs, x.layout, x.derived.gradient)]
 
 
-def _representatives(plan: Planned, alike: tuple[str, ...]) -> list[int]:
+def _representatives(plan: Plan, alike: tuple[str, ...]) -> list[int]:
     """Ranks that take part in all that is sent: one of every group in each place where something is held alone."""
     pairs = [pair for x in _values(plan) for pair in zip(plan.mesh.names, x, strict=True)]
     alone = {"stage", *(axis for axis, p in pairs if isinstance(p, At))}
@@ -89,7 +89,7 @@ def _representatives(plan: Planned, alike: tuple[str, ...]) -> list[int]:
     return chosen
 
 
-def _of_transfer(t: Transfer, plan: Planned) -> tuple[int, int]:
+def _of_transfer(t: Transfer, plan: Plan) -> tuple[int, int]:
     if t.operation is None:
         moved = [p for p in t.pieces if p.source != p.target]
         return len({(p.source, p.target) for p in moved}), sum(
