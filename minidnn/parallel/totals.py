@@ -9,7 +9,7 @@ from math import prod
 from ..comm.algorithms import ALGORITHMS, BLOCKED, rounds, split_counts
 from .events import Post
 from .messages import batches
-from .placement import At, Replicate, Shard, elements
+from .placement import At, Replicate, Shard
 from .planned import Planned
 from .transfer import Transfer
 
@@ -93,7 +93,7 @@ def _of_transfer(t: Transfer, plan: Planned) -> tuple[int, int]:
     if t.operation is None:
         moved = [p for p in t.pieces if p.source != p.target]
         return len({(p.source, p.target) for p in moved}), sum(
-            elements(p.region, t.micro_batch) for p in moved
+            t.micro_batch.elements(p.region) for p in moved
         )
     op, algorithm = t.operation.collective, t.algorithm or ALGORITHMS[t.operation.collective][0]
     nodes = _nodes(plan, algorithm, t.ranks)

@@ -35,7 +35,6 @@ from .placement import (
     Region,
     Replicate,
     Shard,
-    elements,
     pieces,
 )
 
@@ -147,7 +146,7 @@ class Transfer:
         for kind, by in (("recv", "target"), ("send", "source")):
             at = 0
             for peer, own in self.given(member, by).items():
-                n = sum(elements(p.region, self.micro_batch) for p in own)
+                n = self.micro_batch.elements(*(p.region for p in own))
                 moves.append(Move(kind, peer, at, at + n))
                 at += n
         return (tuple(moves),) if moves else ()
@@ -192,11 +191,11 @@ class Transfer:
             blocks = {
                 peer: _packed(x, [batch.index(p.region, source) for p in own]) for peer, own in send.items()
             }
-            counts = {peer: (sum(elements(p.region, batch) for p in own),) for peer, own in get.items()}
+            counts = {peer: (batch.elements(*(p.region for p in own)),) for peer, own in get.items()}
             xp = array_module(empty)
             got = yield from collectives.sendrecv.steps(comm, blocks, counts, empty.dtype, xp=xp, op=self.op)
             for peer, own in get.items():
-                edges = np.cumsum([0, *(elements(p.region, batch) for p in own)])
+                edges = np.cumsum([0, *(batch.elements(p.region) for p in own)])
                 for p, a, b in zip(own, edges, edges[1:], strict=False):
                     arrived[p] = got[peer][a:b].reshape(batch.shape(p.region))
         if target is None:
@@ -369,7 +368,9 @@ def _pieces(pairs, blocks: Blocks, axes, ranks, sources, targets, micro_batch: M
     places = [[blocks.mesh.coordinate(r, axis) for axis in axes] for r in ranks]
     # what is the same everywhere, and terms of a sum, each member takes from itself
     own = [n for n, (a, b) in enumerate(pairs) if a == Replicate() or b == Partial()]
-    first = [n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()]  # of equal copies, as a term
+    first = [
+        n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()
+    ]  # of equal copies, as a term
     near: dict[tuple[int, ...], list[int]] = {}
     for j, place in enumerate(places):
         near.setdefault(tuple(place[n] for n in own), []).append(j)
