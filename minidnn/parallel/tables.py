@@ -46,7 +46,7 @@ class Table:
         """Whether a layer can be split so."""
         dims = dimensions(self.layers[name], self.shapes[name])
         parts = prod(self.mesh.axis_size(axis) for axis in axes)
-        found = splittable(self.layers[name], dims, self.shapes[name], self.outs[name], parts)
+        found = splittable(self.layers[name], self.shapes[name], self.outs[name], parts)
         return dims is not None and dims.letter(letter) in found
 
     def layout(self, name: str, split: Split) -> Layout:
