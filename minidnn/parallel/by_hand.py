@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
@@ -9,11 +10,11 @@ from .. import nn
 from ..errors import InputError
 from .mesh import Mesh
 from .placement import At, Partial, Placement, Replicate, Shard
-from .planner import LOSS, Shapes
+from .planner import Shapes
 from .rule import PlacementError, Split, dimensions
-from .strategies import STRATEGIES, pipelined
+from .strategies import STRATEGIES
 from .strategy import Options, Strategy
-from .tables import Table
+from .tables import Table, mesh_of
 
 Rules = Mapping[str, Placement | Mapping[str, Placement] | Split]
 
@@ -36,52 +37,45 @@ def place(rules: Rules) -> Callable[..., Strategy]:
     """
 
     def build(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
-        mesh = options.mesh or Mesh(ranks=ranks)
-        if mesh.size != ranks:
-            raise InputError(f"mesh {mesh} has {mesh.size} ranks, but there are {ranks}")
-        table = Table(model, shape, mesh)
-        names = [*model.names, LOSS]
+        mesh = mesh_of(options, ranks, Mesh(ranks=ranks))
+        table = Table("placed", model, shape, mesh, options)
+        first: dict[str, str] = {}  # the pattern that counts, by layer
         for pattern, rule in rules.items():
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise InputError(f"no layer is called {pattern!r}; the layers are {', '.join(names)}")
+            matched = [name for name in table.layers if fnmatchcase(name, pattern)]
+            if not matched:
+                known = ", ".join(table.layers)
+                raise InputError(f"no layer is called {pattern!r}; the layers are {known}")
             _check_rule(pattern, rule, mesh)
-        first = {n: next((p for p in rules if fnmatchcase(n, p)), None) for n in names}
-        for pattern in rules:
-            if pattern not in first.values():
+            if first.keys() >= set(matched):
                 raise InputError(
                     f"{pattern!r} never applies, as a pattern before it matches its layers: put it first"
                 )
-        given = {
-            name: _split(name, rules[pattern], table)
-            for name, pattern in first.items()
-            if pattern is not None
-        }
+            first = dict.fromkeys(matched, pattern) | first
+        given = {n: _split(n, rules[first[n]], table) for n in table.layers if n in first}
         samples = tuple(Replicate() if axis == "stage" else Shard(0) for axis in mesh.names)
-        splits = table.follow(given, samples, strict=True)
-        return pipelined("placed", model, shape, mesh, splits, options, notes=tuple(table.notes))
+        return table.pipelined(table.follow(given, start=samples, strict=True))
 
     return build
 
 
-def _check_rule(pattern: str, rule: object, mesh: Mesh) -> None:
+def _by_axis(rule: Placement | Mapping[str, Placement], mesh: Mesh) -> Mapping[str, Placement]:
+    return rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
+
+
+def _check_rule(pattern: str, rule: Placement | Mapping[str, Placement] | Split, mesh: Mesh) -> None:
     if isinstance(rule, Split):
-        placed = {axis: At(i) for axis, i in rule.at.items()} | {
-            a: Replicate() for x in rule.letters.values() for a in x
-        }
-    else:
-        placed = rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
-    for axis, placement in placed.items():
+        over = dict.fromkeys((axis for axes in rule.letters.values() for axis in axes), Replicate())
+        rule = {axis: At(i) for axis, i in rule.at.items()} | over
+    for axis, placement in _by_axis(rule, mesh).items():
         if not isinstance(placement, Shard | Replicate | Partial | At):
             known = "Shard(axis), Replicate(), Partial() or At(i)"
             raise InputError(f"{pattern!r} is {placement!r}: expected {known}, or those by axis of the mesh")
         if axis not in mesh.names or axis == "stage":
-            raise InputError(
-                f"{pattern!r} names the axis {axis!r}: expected one of the mesh {mesh} that is not its stages"
-            )
-        if isinstance(placement, At) and not 0 <= placement.index < mesh.axis_size(axis):
-            raise InputError(
-                f"{pattern!r} on rank {placement.index}, but there are {mesh.axis_size(axis)} ranks"
-            )
+            expected = f"one of the mesh {mesh} that is not its stages"
+            raise InputError(f"{pattern!r} names the axis {axis!r}: expected {expected}")
+        size = mesh.axis_size(axis)
+        if isinstance(placement, At) and not 0 <= placement.index < size:
+            raise InputError(f"{pattern!r} on rank {placement.index}, but there are {size} ranks")
 
 
 def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: Table) -> Split:
@@ -90,51 +84,45 @@ def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: 
         return rule
     layer, dims = table.layers[name], dimensions(table.layers[name], table.shapes[name])
     letters: dict[str, tuple[str, ...]] = {}
-    at = {}
-    for axis, placement in (rule if isinstance(rule, Mapping) else {table.mesh.names[0]: rule}).items():
-        if isinstance(placement, At):
-            at[axis] = placement.index
+    placed = _by_axis(rule, table.mesh)
+    for axis, placement in placed.items():
         if not isinstance(placement, Shard | Partial):
             continue
         letter = None
-        if dims is not None and isinstance(placement, Partial):
+        if dims and isinstance(placement, Partial):
             letter = min(dims.summed, default=None)
-        elif dims is not None and (
-            placement.axis == 0 or -len(dims.output) < placement.axis < len(dims.output)
-        ):
+        elif dims and (placement.axis == 0 or -len(dims.output) < placement.axis < len(dims.output)):
             letter = dims.output[placement.axis][0]
-        if letter is None or not table.can(name, letter, (*letters.get(letter, ()), axis)):
+        axes = (*letters.get(letter, ()), axis)
+        if letter is None or not table.can(name, letter, axes):
+            kind = "the loss" if layer is None else type(layer).__name__
             raise PlacementError(
-                f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or "
-                "Replicate() (Partial() is for linear layers and ungrouped convolutions, which sum over input features)"
+                f"{name}: {kind} cannot be {placement}; use Shard(0) or Replicate() (Partial() is for linear layers "
+                "and ungrouped convolutions, which sum over input features)"
             )
-        letters[letter] = (*letters.get(letter, ()), axis)
-    return Split(letters, at)
+        letters[letter] = axes
+    return Split(letters, {axis: p.index for axis, p in placed.items() if isinstance(p, At)})
 
 
 def parse_splits(text: str) -> dict[str, Split]:
-    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, or a place on
-    one."""
+    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, a place on one."""
     rules: dict[str, Split] = {}
-    for rule in filter(None, (part.strip() for part in text.split(";"))):
+    for rule in filter(None, map(str.strip, text.split(";"))):
         pattern, colon, words = rule.partition(":")
-        letters, at = {}, {}
+        letters, places = {}, {}
         for word in words.split():
-            letter, equals, axes = word.partition("=")
-            axis, sign, place_ = word.partition("@")
-            if equals and letter and all(axes.split(",")):
-                letters[letter] = tuple(axes.split(","))
-            elif sign and axis and place_.isdecimal():
-                at[axis] = int(place_)
+            if over := re.fullmatch(r"([^=]+)=([^,]+(?:,[^,]+)*)", word):
+                letters[over[1]] = tuple(over[2].split(","))
+            elif at := re.fullmatch(r"([^@]+)@(\d+)", word):
+                places[at[1]] = int(at[2])
             else:
                 raise InputError(
                     f"split {word!r}: expected a letter and axes, as n=data,model, or an axis and a place, as model@0"
                 )
         if not colon or not pattern.strip():
-            raise InputError(
-                f"split {rule!r}: expected a layer, or a pattern, and its splits, as in conv*: n=data,model"
-            )
-        rules[pattern.strip()] = Split(letters, at)
+            expected = "a layer, or a pattern, and its splits, as in conv*: n=data,model"
+            raise InputError(f"split {rule!r}: expected {expected}")
+        rules[pattern.strip()] = Split(letters, places)
     return rules
 
 
