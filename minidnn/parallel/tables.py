@@ -163,8 +163,8 @@ class Table:
         numbers = range(1, len(names))
         if len(given) != stages - 1 or not all(i in numbers for i in given) or given != sorted(set(given)):
             expected = (
-                f"{stages - 1} layers in rising order, the first ones of stages 1 to {stages - 1}, by name or by number: "
-                + ", ".join(f"{i} {names[i]}" for i in numbers)
+                f"{stages - 1} layers in rising order, the first ones of stages 1 to {stages - 1}, by name or by "
+                "number: " + ", ".join(f"{i} {names[i]}" for i in numbers)
             )
             raise InputError.about("stages", ",".join(map(str, options.stages)), expected)
         return [names[i] for i in given]
