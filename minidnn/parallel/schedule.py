@@ -31,8 +31,7 @@ class Forward:
 class Backward:
     """Run a stage's backward on a micro-batch.
 
-    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the half that nobody waits
-    for.
+    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the other half.
     """
 
     stage: int
@@ -63,11 +62,6 @@ class Update:
 Action = Forward | Backward | Prefetch | Update
 
 
-def accumulate(micro_batches: int) -> list[Action]:
-    """One stage; with several micro-batches, gradients accumulate."""
-    return [action for i in range(micro_batches) for action in (Forward(0, i), Backward(0, i))]
-
-
 def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[Action]:
     """OWT on every rank: stage 0 is convolutional, stage 1 fully connected.
 
@@ -89,7 +83,8 @@ def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[
 def pipeline(schedule: str, stages: int, stage: int, micro_batches: int) -> list[Action]:
     """The actions of one stage of a pipeline; `schedule` is one of `PIPELINES`.
 
-    After some forwards to warm up, each backward follows a forward as long as there are any. ZB-H1 puts the weight
+    After some forwards to warm up, each backward follows a forward as long as there are any. With one stage, "naive"
+    is the accumulation of gradients. ZB-H1 puts the weight
     halves of stage s off by s micro-batches: every stage has then at most `stages` alive, what the first stage of
     1F1B has, and the last stages have weight work left to fill the bubble at the end.
     """

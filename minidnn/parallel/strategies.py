@@ -138,8 +138,8 @@ def three_d(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -
 
 
 def _by_features(table: Table) -> Strategy:
-    columns = _by("o", (*table.mixing, *table.linear))
-    return table.strategy(columns | _by("i", table.linear[1::2]) | {LOSS: Split()})
+    columns, rows = _by("o", (*table.mixing, *table.linear)), _by("i", table.linear[1::2])
+    return table.strategy(columns | rows | {LOSS: Split()})
 
 
 def alexnet2012(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
@@ -167,14 +167,5 @@ def spatial(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -
     return table.strategy(rules | {LOSS: Split()})
 
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "sequential": sequential,
-    "data": data,
-    "layer_split": layer_split,
-    "owt": owt,
-    "hybrid": hybrid,
-    "tensor": tensor,
-    "alexnet2012": alexnet2012,
-    "spatial": spatial,
-    "3d": three_d,
-}
+_BY_NAME = (sequential, data, layer_split, owt, hybrid, tensor, alexnet2012, spatial)
+STRATEGIES: dict[str, Callable[..., Strategy]] = {f.__name__: f for f in _BY_NAME} | {"3d": three_d}

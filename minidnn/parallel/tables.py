@@ -14,7 +14,7 @@ from .mesh import Mesh
 from .placement import At, Layout, Partial, Replicate, Shard
 from .planner import LOSS, Shapes
 from .rule import Split, derive, dimensions, splittable
-from .schedule import accumulate, live_activations, pipeline
+from .schedule import live_activations, pipeline
 from .strategy import Options, Strategy
 
 Splits = dict[str, Split]
@@ -129,26 +129,27 @@ class Table:
 
     def pipelined(self, splits: Splits, **more: Any) -> Strategy:
         """A strategy of one stage, or, where the mesh has an axis "stage", pipelined."""
-        options, count, stages = self.options, self.options.micro_batches, self.mesh.axis_size("stage")
-        more |= {"notes": tuple(self.notes)}
-        if "stage" not in self.mesh.names:
-            more |= {"schedule": lambda at: accumulate(count), "micro_batches": (count,)}
-        else:
-            limits = (live_activations(options.schedule, stages, stage, count) for stage in range(stages))
-            more |= {
-                "schedule": lambda at: pipeline(options.schedule, stages, at, count),
-                "starts": tuple(self._stage_starts(stages)),
-                "micro_batches": (count,) * stages,
-                "pipelined": True,
-                "alive": tuple(limits),
-            }
-        return Strategy(self.name, self.mesh, splits, options=options, **more)
+        options, piped, stages = self.options, "stage" in self.mesh.names, self.mesh.axis_size("stage")
+        count, schedule = options.micro_batches, options.schedule if piped else "naive"
+        return Strategy(
+            self.name,
+            self.mesh,
+            splits,
+            lambda at: pipeline(schedule, stages, at, count),
+            options,
+            starts=tuple(self._stage_starts(stages)) if piped else (),
+            micro_batches=(count,) * stages,
+            pipelined=piped,
+            alive=tuple(live_activations(schedule, stages, stage, count) for stage in range(stages)),
+            notes=tuple(self.notes),
+            **more,
+        )
 
     def _stage_starts(self, stages: int) -> list[str]:
         names, options = self.model.names, self.options
         if stages > len(names):
-            text = f"{self.name} over {stages} stages needs as many layers; the model has {len(names)}"
-            raise InputError(text)
+            has = f"the model has {len(names)}"
+            raise InputError(f"{self.name} over {stages} stages needs as many layers; {has}")
         if options.stages is None:
             costs = options.costs or estimated_costs(
                 self.model, self.shape, options.batch, options.micro_batches
