@@ -8,18 +8,19 @@ from fnmatch import fnmatchcase
 
 from .. import nn
 from ..errors import InputError
+from ..nn.dimensions import Dimensions
 from .mesh import Mesh
 from .placement import At, Partial, Placement, Replicate, Shard
-from .planner import Shapes
-from .rule import PlacementError, Split, dimensions
+from .planner import LOSS, Shapes
+from .rule import PlacementError, Split
 from .strategies import STRATEGIES
 from .strategy import Options, Strategy
 from .tables import Table, mesh_of
 
-Rules = Mapping[str, Placement | Mapping[str, Placement] | Split]
+Rule = Placement | Mapping[str, Placement] | Split
 
 
-def place(rules: Rules) -> Callable[..., Strategy]:
+def place(rules: Mapping[str, Rule]) -> Callable[..., Strategy]:
     """A strategy from placements by layer name or pattern: ``place({"conv*": Shard(0), "fc6": Shard(-1)})``.
 
     A placement is that of the layer's output, along the only axis of the mesh; of several axes, a dict by axis. A
@@ -27,13 +28,8 @@ def place(rules: Rules) -> Callable[..., Strategy]:
     layer that none matches follows the layer before it where it can (the first is `Shard(0)`); so does "loss". The
     result is a strategy builder like those of :mod:`.strategies`, with the arguments (model, shape, ranks, options).
 
-    Raises
-    ------
-    InputError
-        When built: a pattern that matches no layer, or none that an earlier one leaves; a place that is not on the
-        mesh.
-    PlacementError
-        When built: a placement that the layer cannot take.
+    It raises InputError for a pattern that matches no layer, or none that an earlier one leaves, and for a place that
+    is not on the mesh; PlacementError for a placement that the layer cannot take.
     """
 
     def build(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
@@ -43,13 +39,11 @@ def place(rules: Rules) -> Callable[..., Strategy]:
         for pattern, rule in rules.items():
             matched = [name for name in table.layers if fnmatchcase(name, pattern)]
             if not matched:
-                known = ", ".join(table.layers)
-                raise InputError(f"no layer is called {pattern!r}; the layers are {known}")
+                raise InputError(f"no layer is called {pattern!r}; the layers are {', '.join(table.layers)}")
             _check_rule(pattern, rule, mesh)
             if first.keys() >= set(matched):
-                raise InputError(
-                    f"{pattern!r} never applies, as a pattern before it matches its layers: put it first"
-                )
+                why = "as a pattern before it matches its layers: put it first"
+                raise InputError(f"{pattern!r} never applies, {why}")
             first = dict.fromkeys(matched, pattern) | first
         given = {n: _split(n, rules[first[n]], table) for n in table.layers if n in first}
         samples = tuple(Replicate() if axis == "stage" else Shard(0) for axis in mesh.names)
@@ -58,11 +52,11 @@ def place(rules: Rules) -> Callable[..., Strategy]:
     return build
 
 
-def _by_axis(rule: Placement | Mapping[str, Placement], mesh: Mesh) -> Mapping[str, Placement]:
+def _by_axis(rule: Rule, mesh: Mesh) -> Mapping[str, Placement]:
     return rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
 
 
-def _check_rule(pattern: str, rule: Placement | Mapping[str, Placement] | Split, mesh: Mesh) -> None:
+def _check_rule(pattern: str, rule: Rule, mesh: Mesh) -> None:
     if isinstance(rule, Split):
         over = dict.fromkeys((axis for axes in rule.letters.values() for axis in axes), Replicate())
         rule = {axis: At(i) for axis, i in rule.at.items()} | over
@@ -78,30 +72,25 @@ def _check_rule(pattern: str, rule: Placement | Mapping[str, Placement] | Split,
             raise InputError(f"{pattern!r} on rank {placement.index}, but there are {size} ranks")
 
 
-def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: Table) -> Split:
+def _split(name: str, rule: Rule, table: Table) -> Split:
     """The letters of a layer's dimensions that placements of its output mean."""
+
+    def letter_of(dims: Dimensions, placement: Placement) -> str:
+        if isinstance(placement, Partial):
+            return min(dims.summed, default="")
+        axis = placement.axis
+        return dims.output[axis][0] if axis == 0 or -len(dims.output) < axis < len(dims.output) else ""
+
     if isinstance(rule, Split):
         return rule
-    layer, dims = table.layers[name], dimensions(table.layers[name], table.shapes[name])
-    letters: dict[str, tuple[str, ...]] = {}
-    placed = _by_axis(rule, table.mesh)
-    for axis, placement in placed.items():
-        if not isinstance(placement, Shard | Partial):
-            continue
-        letter = None
-        if dims and isinstance(placement, Partial):
-            letter = min(dims.summed, default=None)
-        elif dims and (placement.axis == 0 or -len(dims.output) < placement.axis < len(dims.output)):
-            letter = dims.output[placement.axis][0]
-        axes = (*letters.get(letter, ()), axis)
-        if letter is None or not table.can(name, letter, axes):
-            kind = "the loss" if layer is None else type(layer).__name__
-            raise PlacementError(
-                f"{name}: {kind} cannot be {placement}; use Shard(0) or Replicate() (Partial() is for linear layers "
-                "and ungrouped convolutions, which sum over input features)"
-            )
-        letters[letter] = axes
-    return Split(letters, {axis: p.index for axis, p in placed.items() if isinstance(p, At)})
+    split, refused = table.asked(name, _by_axis(rule, table.mesh), letter_of)
+    if refused:
+        kind = type(table.layers[name]).__name__ if name != LOSS else "the loss"
+        raise PlacementError(
+            f"{name}: {kind} cannot be {refused[0]}; use Shard(0) or Replicate() (Partial() is for linear layers "
+            "and ungrouped convolutions, which sum over input features)"
+        )
+    return split
 
 
 def parse_splits(text: str) -> dict[str, Split]:
@@ -116,9 +105,8 @@ def parse_splits(text: str) -> dict[str, Split]:
             elif at := re.fullmatch(r"([^@]+)@(\d+)", word):
                 places[at[1]] = int(at[2])
             else:
-                raise InputError(
-                    f"split {word!r}: expected a letter and axes, as n=data,model, or an axis and a place, as model@0"
-                )
+                expected = "a letter and axes, as n=data,model, or an axis and a place, as model@0"
+                raise InputError(f"split {word!r}: expected {expected}")
         if not colon or not pattern.strip():
             expected = "a layer, or a pattern, and its splits, as in conv*: n=data,model"
             raise InputError(f"split {rule!r}: expected {expected}")

@@ -124,22 +124,19 @@ class Blocks(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         return tuple(self.mesh.axis_size(axis) for axis in self.axes)
 
-    def region(self, layout: Layout, shape: Sequence[int], rank: int) -> Region | None:
+    @lru_cache(maxsize=65536)  # noqa: B019 - a few to a rank
+    def region(self, layout: Layout, shape: tuple[int, ...], rank: int) -> Region | None:
         """What a rank holds of a value whose samples have `shape`; None where it holds nothing."""
-        return _region(self, layout, tuple(shape), self.mesh.coordinates[rank])
+        at = self.mesh.coordinates[rank]
+        if elsewhere(layout, at):
+            return None
+        split = [self.mesh.names.index(name) for name in self.axes]
+        held = numbers(self.sizes, tuple(at[i] if layout[i] == Shard(0) else None for i in split))
+        return Region(held, intervals(layout, (0, *shape), at, self.mesh)[1:])
 
     def cut(self, batch: int) -> tuple[Range, ...]:
         """The rows of a batch in each block."""
         return cut(batch, self.sizes)
-
-
-@lru_cache(maxsize=65536)
-def _region(blocks: Blocks, layout: Layout, shape: tuple[int, ...], at: tuple[int, ...]) -> Region | None:
-    if elsewhere(layout, at):
-        return None
-    split = [blocks.mesh.names.index(name) for name in blocks.axes]
-    held = numbers(blocks.sizes, tuple(at[i] if layout[i] == Shard(0) else None for i in split))
-    return Region(held, intervals(layout, (0, *shape), at, blocks.mesh)[1:])
 
 
 @dataclass(frozen=True)

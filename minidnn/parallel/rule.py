@@ -126,18 +126,15 @@ def derive(
     over = {axis: x for x, axes in letters.items() for axis in axes if mesh.axis_size(axis) > 1}
     parts = {x: prod(mesh.axis_size(axis) for axis in letters[x]) for x in over.values()}
     for letter, n in parts.items():
-        can = splittable(layer, shapes, out, n)
-        kind = "the loss" if layer is None else type(layer).__name__
+        can, kind = splittable(layer, shapes, out, n), "the loss" if layer is None else type(layer).__name__
         if dims is None:
-            raise PlacementError(
-                f"{name}: {kind} states no dimensions (`dims`), so it cannot be split along {letter!r}: leave it "
-                "replicated"
+            why = (
+                f"states no dimensions (`dims`), so it cannot be split along {letter!r}: leave it replicated"
             )
+            raise PlacementError(f"{name}: {kind} {why}")
         if letter not in can:
-            raise PlacementError(
-                f"{name}: {kind} cannot be split along {letter!r} into {n} parts: of {known.dims!r} it can be split "
-                f"along {', '.join(can) or 'nothing'}"
-            )
+            how = f"of {known.dims!r} it can be split along {', '.join(can) or 'nothing'}"
+            raise PlacementError(f"{name}: {kind} cannot be split along {letter!r} into {n} parts: {how}")
 
     def placed(operand: Sequence[Axis], shape: Shape, axis: str, read: bool) -> Placement:
         if axis not in over:

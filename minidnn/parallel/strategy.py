@@ -92,24 +92,16 @@ class Strategy:
     name: str
     mesh: Mesh
     splits: Mapping[str, Split]  # of each layer, by name, and of "loss"
-    schedule: Callable[
-        [int], list[Action]
-    ]  # by the coordinate along "stage"; metrics and last updates are added
+    schedule: Callable[[int], list[Action]]  # by the place along "stage"; metrics, last updates follow
     options: Options
     starts: tuple[str, ...] = ()  # the first layer of each stage after the first
     micro_batches: tuple[int, ...] = (1,)  # into how many the batch is cut in each stage
     # An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-batch
     # is a part of the samples of every rank.
     by_member: str = ""
-    pipelined: bool = (
-        False  # stage s is at coordinate s of the axis "stage" alone; else every rank runs all stages
-    )
-    updates: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the parameter group of layers, where it is not "all"
-    alive: tuple[int, ...] = (
-        1,
-    )  # of each stage: the most micro-batches whose activations a rank holds at once
+    pipelined: bool = False  # stage s is at coordinate s of the axis "stage" alone; else all ranks run all
+    updates: Mapping[str, str] = field(default_factory=dict)  # parameter group of layers, where not "all"
+    alive: tuple[int, ...] = (1,)  # micro-batches of each stage whose activations a rank holds, at most
     notes: tuple[str, ...] = ()  # what could not be done as asked
 
     def once(self) -> Strategy:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 from .. import nn
 from ..errors import InputError
+from ..nn.dimensions import Dimensions
 from .balance import balanced_starts
 from .costs import estimated_costs
 from .mesh import Mesh
-from .placement import At, Layout, Partial, Replicate, Shard
+from .placement import At, Layout, Partial, Placement, Replicate, Shard
 from .planner import LOSS, Shapes
 from .rule import Split, derive, dimensions, splittable
 from .schedule import live_activations, pipeline
@@ -34,21 +35,14 @@ class Table:
     def __init__(self, name: str, model: nn.Sequential, shape: Shapes, mesh: Mesh, options: Options) -> None:
         self.name, self.model, self.shape, self.mesh, self.options = name, model, shape, mesh, options
         self.notes: list[str] = []
+        self.linear = [n for n, layer in model if layer.factors]  # the fully connected layers
+        # the others that have weights or windows, as convolutions, normalisations, poolings
+        self.mixing = [n for n, x in model if not x.factors and (x.parameters() or x.windows)]
         rows = list(model.shapes(shape))
         self.layers = {name: layer for name, layer, *_ in rows} | {LOSS: None}
         self.shapes = {name: inputs for name, _, inputs, _ in rows} | {LOSS: (rows[-1][-1],)}
         self.outs = {name: out for name, *_, out in rows} | {LOSS: ()}
         self.sources = dict(model.sources) | {LOSS: (model.names[-1],)}
-
-    @property
-    def linear(self) -> list[str]:
-        """The fully connected layers."""
-        return [name for name, layer in self.model if layer.factors]
-
-    @property
-    def mixing(self) -> list[str]:
-        """The other layers that have weights or windows, as convolutions, normalisations, poolings."""
-        return [n for n, layer in self.model if not layer.factors and (layer.parameters() or layer.windows)]
 
     def can(self, name: str, letter: str, axes: tuple[str, ...]) -> bool:
         """Whether a layer can be split so."""
@@ -78,12 +72,23 @@ class Table:
         strict : bool
             A layer that cannot be split as its rule says is an error; else it is replicated there and a note says so.
         """
+
+        def letter_after(dims: Dimensions, placement: Placement) -> str:
+            """Its own letter of an input that is split; where the layer sums over that, the output's letter there."""
+            if isinstance(placement, Partial):
+                return after_sum
+            own, axis = dims.inputs[0][placement.axis][0], placement.axis
+            if any(own in letters for letters in dims.output):
+                return own
+            return dims.output[axis][0] if -len(dims.output) <= axis < len(dims.output) else ""
+
         found: Splits = {}
         layouts: dict[str, Layout] = {}
         for name, layer in self.layers.items():
             if name not in rules:
                 before = layouts.get(self.sources[name][0], start or (Replicate(),) * len(self.mesh.names))
-                found[name] = self._followed(name, before, after_sum)
+                placed = dict(zip(self.mesh.names, before, strict=True))
+                found[name], _ = self.asked(name, placed, letter_after)
             else:
                 found[name] = rules[name] if strict else self._possible(name, rules[name])
             derived = derive(name, layer, self.shapes[name], self.outs[name], found[name], self.mesh)
@@ -103,29 +108,22 @@ class Table:
             self.notes.append(f"{name} cannot be split along {x!r} over {self.mesh}: it is replicated there")
         return Split(letters, split.at)
 
-    def _followed(self, name: str, before: Layout, after_sum: str) -> Split:
-        """Split along every axis of the mesh as the layer before is, where this one can."""
-        letters: dict[str, tuple[str, ...]] = {}
-        at = {axis: p.index for axis, p in zip(self.mesh.names, before, strict=True) if isinstance(p, At)}
-        for axis, placement in zip(self.mesh.names, before, strict=True):
-            letter = after_sum if placement == Partial() else ""
-            if isinstance(placement, Shard):
-                letter = self._letter_after(name, placement.axis)
-            axes = (*letters.get(letter, ()), axis)
-            if letter and self.can(name, letter, axes):
-                letters[letter] = axes
-        return Split(letters, at)
-
-    def _letter_after(self, name: str, axis: int) -> str:
-        """The letter to split after an input that is split along an axis: its own, or, where the layer sums over
-        that, the output's letter there; "" where there is none."""
+    def asked(
+        self, name: str, placed: Mapping[str, Placement], letter_of: Callable[[Dimensions, Placement], str]
+    ) -> tuple[Split, list[Placement]]:
+        """The split of a layer that placements along axes ask for, by the letter of each; and those that cannot be."""
         dims = dimensions(self.layers[name], self.shapes[name])
-        if dims is None:
-            return ""
-        own = dims.inputs[0][axis][0]
-        if any(own in letters for letters in dims.output):
-            return own
-        return dims.output[axis][0] if -len(dims.output) <= axis < len(dims.output) else ""
+        letters: dict[str, tuple[str, ...]] = {}
+        refused = []
+        for axis, placement in placed.items():
+            if isinstance(placement, Shard | Partial):
+                letter = letter_of(dims, placement) if dims else ""
+                axes = (*letters.get(letter, ()), axis)
+                if letter and self.can(name, letter, axes):
+                    letters[letter] = axes
+                else:
+                    refused.append(placement)
+        return Split(letters, {axis: p.index for axis, p in placed.items() if isinstance(p, At)}), refused
 
     def pipelined(self, splits: Splits, **more: Any) -> Strategy:
         """A strategy of one stage, or, where the mesh has an axis "stage", pipelined."""

@@ -27,6 +27,8 @@ from ..comm.operation import Operation
 from .mesh import Mesh
 from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Region, Replicate, Shard, pieces
 
+Shape = tuple[int, ...]
+
 # What messages are called, by the placements before and after along the axes that differ. COLLECTIVES are run as those
 # of `minidnn.comm`; of the others each rank sends every piece to where it is needed, in one round.
 _NAMES = {
@@ -120,16 +122,10 @@ class Transfer:
         return tuple(self.ranks[p] for p in sorted(peers))
 
     def steps(self, comm: Communicator, x: Any, empty: Any) -> Generator:
-        """Carry it out on one member: the steps, as those of a collective, for `Communicator.start`.
+        """Carry it out on a member of the group `comm`: the steps, as of a collective, for `Communicator.start`.
 
-        Parameters
-        ----------
-        comm : Communicator
-            Of the group.
-        x : array or None
-            What this rank holds before; None where it holds nothing. So is the result, for after.
-        empty : array
-            Any array of the dtype and device, to make others like it.
+        x is the array that the rank holds before, and the result what it holds after; None where it holds nothing.
+        `empty` is any array of the dtype and device, to make others like it.
         """
         me, batch, xp = comm.rank, self.micro_batch, array_module(empty)
         source, target = self.sources[me], self.targets[me]
@@ -216,27 +212,21 @@ def _moved(source: Layout, target: Layout, mesh: Mesh) -> list[int]:
 
 
 def transfers(
-    source: Layout,
-    target: Layout,
-    shape: tuple[int, ...],
-    micro_batch: MicroBatch,
-    blocks: Blocks,
-    rank: int,
-    chosen: Algorithms,
+    source: Layout, target: Layout, shape: Shape, batch: MicroBatch, blocks: Blocks, rank: int, by: Algorithms
 ) -> tuple[Transfer, ...]:
     """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2
     transfers."""
     found = []
-    for a, b, axes in steps(source, target, blocks.mesh):
+    for before, after, axes in steps(source, target, blocks.mesh):
         ranks = blocks.mesh.group(rank, axes)
-        t, member = _transfer(a, b, shape, micro_batch, blocks, axes, ranks, chosen), ranks.index(rank)
+        t, member = _transfer(before, after, axes, ranks, shape, batch, blocks, by), ranks.index(rank)
         if t is not None and (t.sources[member] or t.targets[member]):
             found.append(t)
     return tuple(found)
 
 
 @lru_cache(maxsize=16384)
-def _transfer(source, target, shape, micro_batch, blocks, axes, ranks, chosen) -> Transfer | None:
+def _transfer(source, target, axes, ranks, shape, micro_batch, blocks, chosen) -> Transfer | None:
     """The transfer of one group; None where there is nothing to do."""
     sources, targets = (tuple(blocks.region(layout, shape, r) for r in ranks) for layout in (source, target))
     pairs = [(source[i], target[i]) for i, name in enumerate(blocks.mesh.names) if name in axes]
