@@ -22,7 +22,9 @@ import numpy as np
 
 from .mesh import Mesh, bounds, cut, numbers
 
+Shape = tuple[int, ...]
 Range = tuple[int, int]  # start, stop
+Numbers = tuple[int, ...]  # of blocks
 
 
 class Placement:
@@ -88,14 +90,12 @@ def elsewhere(layout: Layout, coordinates: Sequence[int]) -> bool:
     return any(isinstance(p, At) and p.index != i for p, i in zip(layout, coordinates, strict=True))
 
 
-def intervals(
-    layout: Layout, shape: Sequence[int], coordinates: Sequence[int], mesh: Mesh
-) -> tuple[Range, ...]:
-    """Start and stop, along each axis of an array of the whole `shape`, of the part at `coordinates`."""
+def intervals(layout: Layout, shape: Shape, at: Sequence[int], mesh: Mesh) -> tuple[Range, ...]:
+    """Start and stop, along each axis of an array of the whole `shape`, of the part at these coordinates."""
     box = [(0, n) for n in shape]
-    for placement, i, size in zip(layout, coordinates, mesh.sizes, strict=True):
+    for placement, i, size in zip(layout, at, mesh.sizes, strict=True):
         if isinstance(placement, Halo):
-            own = zip(mesh.names, mesh.sizes, coordinates, strict=True)
+            own = zip(mesh.names, mesh.sizes, at, strict=True)
             _, sizes, places = zip(*(x for x in own if x[0] in placement.axes), strict=True)
             box[placement.axis % len(shape)] = placement.ranges[numbers(sizes, places)[0]]
         elif isinstance(placement, Shard):
@@ -110,7 +110,7 @@ def intervals(
 class Region(NamedTuple):
     """A rectangle of a value: the numbers of its blocks of samples, and start and stop along each other axis."""
 
-    blocks: tuple[int, ...]
+    blocks: Numbers
     box: tuple[Range, ...]
 
 
@@ -125,7 +125,7 @@ class Blocks(NamedTuple):
         return tuple(self.mesh.axis_size(axis) for axis in self.axes)
 
     @lru_cache(maxsize=65536)  # noqa: B019 - a few to a rank
-    def region(self, layout: Layout, shape: tuple[int, ...], rank: int) -> Region | None:
+    def region(self, layout: Layout, shape: Shape, rank: int) -> Region | None:
         """What a rank holds of a value whose samples have `shape`; None where it holds nothing."""
         at = self.mesh.coordinates[rank]
         if elsewhere(layout, at):
@@ -155,12 +155,12 @@ class MicroBatch:
         return sum(self.rows)
 
     @lru_cache(maxsize=64)  # noqa: B019 - few, and kept with the plan
-    def samples(self, blocks: tuple[int, ...] | None = None) -> np.ndarray:
+    def samples(self, blocks: Numbers | None = None) -> np.ndarray:
         """The numbers, in the batch, of the samples in some blocks (default: in all)."""
         chosen = self.blocks if blocks is None else [self.blocks[k] for k in blocks]
         return np.concatenate([np.arange(0), *(np.arange(*rows) for rows in chosen)])
 
-    def shape(self, region: Region) -> tuple[int, ...]:
+    def shape(self, region: Region) -> Shape:
         """The shape of the array that holds a region."""
         return (sum(self.rows[k] for k in region.blocks), *(stop - start for start, stop in region.box))
 
@@ -185,13 +185,10 @@ def pieces(source: Region, target: Region, micro_batch: MicroBatch) -> list[Regi
 
 
 @lru_cache(maxsize=4096)
-def _runs(
-    source: tuple[int, ...], target: tuple[int, ...], micro_batch: MicroBatch
-) -> tuple[tuple[int, ...], ...]:
+def _runs(source: Numbers, target: Numbers, micro_batch: MicroBatch) -> tuple[Numbers, ...]:
     """The blocks that two regions share, cut where they do not lie one after the other in both; without empty ones."""
-    there, here = (
-        {k: i for i, k in enumerate(k for k in held if micro_batch.rows[k])} for held in (source, target)
-    )
+    nonempty = ([k for k in held if micro_batch.rows[k]] for held in (source, target))
+    there, here = ({k: i for i, k in enumerate(held)} for held in nonempty)
     shared = enumerate(k for k in here if k in there)
     runs = groupby(shared, lambda x: (here[x[1]] - x[0], there[x[1]] - x[0]))
     return tuple(tuple(k for _, k in run) for _, run in runs)

@@ -23,9 +23,7 @@ from typing import Any
 from .. import nn
 from ..nn.dimensions import Axis, Dimensions, Part, parse
 from .mesh import Mesh, bounds, cut
-from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shard, elsewhere, intervals
-
-Shape = tuple[int, ...]
+from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shape, Shard, elsewhere, intervals
 
 
 class PlacementError(ValueError):
@@ -121,17 +119,16 @@ def derive(
     `shapes` are those of one sample of each input, `out` that of the output. PlacementError, if the layer cannot be
     split so, says how it can.
     """
-    dims, known = dimensions(layer, shapes), _known(layer)
-    letters = {dims.letter(x) if dims else x: axes for x, axes in split.letters.items()}
+    states, known = dimensions(layer, shapes), _known(layer)
+    dims = states or Dimensions(((),) * len(shapes), (), ())
+    letters = {dims.letter(x) if states else x: axes for x, axes in split.letters.items()}
     over = {axis: x for x, axes in letters.items() for axis in axes if mesh.axis_size(axis) > 1}
     parts = {x: prod(mesh.axis_size(axis) for axis in letters[x]) for x in over.values()}
     for letter, n in parts.items():
         can, kind = splittable(layer, shapes, out, n), "the loss" if layer is None else type(layer).__name__
-        if dims is None:
-            why = (
-                f"states no dimensions (`dims`), so it cannot be split along {letter!r}: leave it replicated"
-            )
-            raise PlacementError(f"{name}: {kind} {why}")
+        if states is None:
+            why = f"so it cannot be split along {letter!r}: leave it replicated"
+            raise PlacementError(f"{name}: {kind} states no dimensions (`dims`), {why}")
         if letter not in can:
             how = f"of {known.dims!r} it can be split along {', '.join(can) or 'nothing'}"
             raise PlacementError(f"{name}: {kind} cannot be split along {letter!r} into {n} parts: {how}")
@@ -143,9 +140,8 @@ def derive(
         at = dims.axis_of(letter, operand)
         if at is None:
             return Replicate()
-        number = (
-            -1 if at == len(shape) - 1 and letter != "n" else at
-        )  # the features; n, of samples, may be all
+        # the last axis is that of features, if it is not the only one, that of samples
+        number = -1 if at == len(shape) - 1 and letter != "n" else at
         if not read or letter not in known.windows.split():
             return Shard(number, _units(known, dims, operand[at], shape[at], parts[letter], shapes))
         names = tuple(x for x in mesh.names if x in letters[letter])
@@ -157,22 +153,21 @@ def derive(
     def layout(operand: Sequence[Axis], shape: Shape, read: bool = False) -> Layout:
         return tuple(placed(operand, shape, axis, read) for axis in mesh.names)
 
-    def lacking(layout: Layout, placement: Placement, letters: Collection[str]) -> Layout:
+    def lacking(whole: Layout, placement: Placement, letters: Collection[str]) -> Layout:
         """The same with `placement` along the axes that split one of these letters, which the operand lacks."""
-        placed = zip(mesh.names, layout, strict=True)
-        return tuple(placement if p == Replicate() and over.get(a) in letters else p for a, p in placed)
+        along = zip(mesh.names, whole, strict=True)
+        return tuple(placement if p == Replicate() and over.get(a) in letters else p for a, p in along)
 
-    operands = dims.inputs if dims else [()] * len(shapes)
-    inputs = tuple(layout(x, (0, *shape), read=True) for x, shape in zip(operands, shapes, strict=True))
-    gradient = layout(dims.output if dims else (), (0, *out))
-    variables, stated = {}, list(dims.variables if dims else ())
+    inputs = tuple(layout(x, (0, *shape), read=True) for x, shape in zip(dims.inputs, shapes, strict=True))
+    gradient = layout(dims.output, (0, *out))
+    variables, operands = {}, iter(dims.variables)
     for key, variable in known.named_variables(prefix=""):
-        own = layout(stated[0] if stated else (), variable.full_shape)
-        if stated:
+        operand = next(operands, None)
+        own = layout(operand or (), variable.full_shape)
+        if operand is not None:
             own = lacking(own, At(0), dims.summed)
         sums = tuple(a for a, p in zip(mesh.names, own, strict=True) if a in over and p == Replicate())
         variables[key] = Variable(own, sums)
-        stated = stated[1:]
     counted = known.statistics.split() or parts
     return Derived(
         inputs=inputs,

@@ -55,11 +55,7 @@ class Table:
         return self.pipelined(self.by_samples(self.follow(rules, after_sum)), **more)
 
     def follow(
-        self,
-        rules: Mapping[str, Split],
-        after_sum: str = "",
-        start: Layout | None = None,
-        strict: bool = False,
+        self, rules: Mapping[str, Split], after_sum: str = "", start: Layout = (), strict: bool = False
     ) -> Splits:
         """The splits of all layers: one that no rule names is split as the layer before it, where it can be.
 
@@ -104,7 +100,7 @@ class Table:
 
     def _possible(self, name: str, split: Split) -> Split:
         letters = {x: axes for x, axes in split.letters.items() if self.can(name, x, axes)}
-        for x in split.letters.keys() - letters.keys():
+        for x in (x for x in split.letters if x not in letters):
             self.notes.append(f"{name} cannot be split along {x!r} over {self.mesh}: it is replicated there")
         return Split(letters, split.at)
 

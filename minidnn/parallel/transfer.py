@@ -25,9 +25,7 @@ from ..comm.algorithms import OPERATIONS, Move, Rounds, edges_of
 from ..comm.communicator import Communicator
 from ..comm.operation import Operation
 from .mesh import Mesh
-from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Region, Replicate, Shard, pieces
-
-Shape = tuple[int, ...]
+from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Region, Replicate, Shape, Shard, pieces
 
 # What messages are called, by the placements before and after along the axes that differ. COLLECTIVES are run as those
 # of `minidnn.comm`; of the others each rank sends every piece to where it is needed, in one round.
