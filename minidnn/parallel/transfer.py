@@ -248,7 +248,10 @@ def _transfer(source, target, axes, ranks, shape, micro_batch, blocks, chosen) -
 
 
 def _collective(move: Transfer, pairs, chosen: Algorithms) -> Operation | None:
-    """The collective; None where the members' parts do not lie in their order."""
+    """The collective; None where the blocks of samples that the members have do not lie in their order.
+
+    Parts of another axis always do, as the parts of an axis of the mesh are cut again by the axes further in.
+    """
     op, counts, axis, root = move.op, (), 0, 0
     summed = OPERATIONS[op].before == "whole"
     wholes, parts = (move.sources, move.targets) if summed else (move.targets, move.sources)
@@ -259,22 +262,13 @@ def _collective(move: Transfer, pairs, chosen: Algorithms) -> Operation | None:
         cut = {(b if summed else a).axis for a, b in pairs}
         axis = cut.pop() % (len(whole.box) + 1)
         counts = tuple(move.micro_batch.shape(r)[axis] for r in parts)
-        if cut or not _in_order(parts, whole, axis):
+        if cut or (axis == 0 and tuple(k for r in parts for k in r.blocks) != whole.blocks):
             return None
         holders = [i for i, n in enumerate(counts) if n]
         if axis == 0 and len(holders) == 1:  # what one member has all of, or gets all of (OWT's scheme b)
             op, root, counts = "reduce" if summed else "broadcast", holders[0], ()
     shape = move.micro_batch.shape(whole)
     return Operation(op, shape, axis, counts, root=root, algorithm=getattr(chosen, op))
-
-
-def _in_order(parts: Sequence[Region], whole: Region, axis: int) -> bool:
-    """Whether the parts, one after the other along an axis, are the whole."""
-    if axis == 0:
-        blocks = tuple(k for r in parts for k in r.blocks)
-        return blocks == whole.blocks and all(r.box == whole.box for r in parts)
-    edges = [edge for r in parts for edge in r.box[axis - 1]]
-    return edges[1:-1:2] == edges[2::2] and (edges[0], edges[-1]) == whole.box[axis - 1]
 
 
 def _pieces(move: Transfer, pairs, mesh: Mesh) -> Iterator[Piece]:
