@@ -100,8 +100,9 @@ class Table:
 
     def _possible(self, name: str, split: Split) -> Split:
         letters = {x: axes for x, axes in split.letters.items() if self.can(name, x, axes)}
-        for x in (x for x in split.letters if x not in letters):
-            self.notes.append(f"{name} cannot be split along {x!r} over {self.mesh}: it is replicated there")
+        refused = (x for x in split.letters if x not in letters)
+        why = f"over {self.mesh}: it is replicated there"
+        self.notes += [f"{name} cannot be split along {x!r} {why}" for x in refused]
         return Split(letters, split.at)
 
     def asked(
