@@ -159,7 +159,7 @@ def draw_splits(rng, model, mesh):
                     x: int(np.prod([mesh.axis_size(a) for a in (*letters.get(x, ()), axis)]))
                     for x in "nhwcokgi"
                 }
-                can = [x for x in parts if dims and x in splittable(layer, dims, ins, out, parts[x])]
+                can = [x for x in parts if dims and x in splittable(layer, ins, out, parts[x])]
                 letter = dims.letter(favourite) if dims else ""
                 letter = letter if letter in can else rng.choice(can or [""])
                 if letter:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from .. import nn
 from ..errors import InputError
+from ..nn.dimensions import Dimensions
 from .mesh import Mesh
 from .placement import At, Partial, Placement, Replicate, Shard
 from .planner import LOSS, Shapes
-from .rule import PlacementError, Split, dimensions
-from .strategies import STRATEGIES, pipelined
+from .rule import PlacementError, Split
+from .strategies import STRATEGIES
 from .strategy import Options, Strategy
-from .tables import Table
+from .tables import Table, mesh_of
 
-Rules = Mapping[str, Placement | Mapping[str, Placement] | Split]
+Rule = Placement | Mapping[str, Placement] | Split
 
 
-def place(rules: Rules) -> Callable[..., Strategy]:
+def place(rules: Mapping[str, Rule]) -> Callable[..., Strategy]:
     """A strategy from placements by layer name or pattern: ``place({"conv*": Shard(0), "fc6": Shard(-1)})``.
 
     A placement is that of the layer's output, along the only axis of the mesh; of several axes, a dict by axis. A
@@ -26,115 +28,89 @@ def place(rules: Rules) -> Callable[..., Strategy]:
     layer that none matches follows the layer before it where it can (the first is `Shard(0)`); so does "loss". The
     result is a strategy builder like those of :mod:`.strategies`, with the arguments (model, shape, ranks, options).
 
-    Raises
-    ------
-    InputError
-        When built: a pattern that matches no layer, or none that an earlier one leaves; a place that is not on the
-        mesh.
-    PlacementError
-        When built: a placement that the layer cannot take.
+    It raises InputError for a pattern that matches no layer, or none that an earlier one leaves, and for a place that
+    is not on the mesh; PlacementError for a placement that the layer cannot take.
     """
 
     def build(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:
-        mesh = options.mesh or Mesh(ranks=ranks)
-        if mesh.size != ranks:
-            raise InputError(f"mesh {mesh} has {mesh.size} ranks, but there are {ranks}")
-        table = Table(model, shape, mesh)
-        names = [*model.names, LOSS]
+        mesh = mesh_of(options, ranks, Mesh(ranks=ranks))
+        table = Table("placed", model, shape, mesh, options)
+        first: dict[str, str] = {}  # the pattern that counts, by layer
         for pattern, rule in rules.items():
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise InputError(f"no layer is called {pattern!r}; the layers are {', '.join(names)}")
+            matched = [name for name in table.layers if fnmatchcase(name, pattern)]
+            if not matched:
+                raise InputError(f"no layer is called {pattern!r}; the layers are {', '.join(table.layers)}")
             _check_rule(pattern, rule, mesh)
-        first = {n: next((p for p in rules if fnmatchcase(n, p)), None) for n in names}
-        for pattern in rules:
-            if pattern not in first.values():
-                raise InputError(
-                    f"{pattern!r} never applies, as a pattern before it matches its layers: put it first"
-                )
-        given = {
-            name: _split(name, rules[pattern], table)
-            for name, pattern in first.items()
-            if pattern is not None
-        }
+            if first.keys() >= set(matched):
+                why = "as a pattern before it matches its layers: put it first"
+                raise InputError(f"{pattern!r} never applies, {why}")
+            first = dict.fromkeys(matched, pattern) | first
+        given = {n: _split(n, rules[first[n]], table) for n in table.layers if n in first}
         samples = tuple(Replicate() if axis == "stage" else Shard(0) for axis in mesh.names)
-        splits = table.follow(given, samples, strict=True)
-        return pipelined("placed", model, shape, mesh, splits, options, notes=tuple(table.notes))
+        return table.pipelined(table.follow(given, start=samples, strict=True))
 
     return build
 
 
-def _check_rule(pattern: str, rule: object, mesh: Mesh) -> None:
+def _by_axis(rule: Rule, mesh: Mesh) -> Mapping[str, Placement]:
+    return rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
+
+
+def _check_rule(pattern: str, rule: Rule, mesh: Mesh) -> None:
     if isinstance(rule, Split):
-        placed = {axis: At(i) for axis, i in rule.at.items()} | {
-            a: Replicate() for x in rule.letters.values() for a in x
-        }
-    else:
-        placed = rule if isinstance(rule, Mapping) else {mesh.names[0]: rule}
-    for axis, placement in placed.items():
+        over = dict.fromkeys((axis for axes in rule.letters.values() for axis in axes), Replicate())
+        rule = {axis: At(i) for axis, i in rule.at.items()} | over
+    for axis, placement in _by_axis(rule, mesh).items():
         if not isinstance(placement, Shard | Replicate | Partial | At):
             known = "Shard(axis), Replicate(), Partial() or At(i)"
             raise InputError(f"{pattern!r} is {placement!r}: expected {known}, or those by axis of the mesh")
         if axis not in mesh.names or axis == "stage":
-            raise InputError(
-                f"{pattern!r} names the axis {axis!r}: expected one of the mesh {mesh} that is not its stages"
-            )
-        if isinstance(placement, At) and not 0 <= placement.index < mesh.axis_size(axis):
-            raise InputError(
-                f"{pattern!r} on rank {placement.index}, but there are {mesh.axis_size(axis)} ranks"
-            )
+            expected = f"one of the mesh {mesh} that is not its stages"
+            raise InputError(f"{pattern!r} names the axis {axis!r}: expected {expected}")
+        size = mesh.axis_size(axis)
+        if isinstance(placement, At) and not 0 <= placement.index < size:
+            raise InputError(f"{pattern!r} on rank {placement.index}, but there are {size} ranks")
 
 
-def _split(name: str, rule: Placement | Mapping[str, Placement] | Split, table: Table) -> Split:
+def _split(name: str, rule: Rule, table: Table) -> Split:
     """The letters of a layer's dimensions that placements of its output mean."""
+
+    def letter_of(dims: Dimensions, placement: Placement) -> str:
+        if isinstance(placement, Partial):
+            return min(dims.summed, default="")
+        axis = placement.axis
+        return dims.output[axis][0] if axis == 0 or -len(dims.output) < axis < len(dims.output) else ""
+
     if isinstance(rule, Split):
         return rule
-    layer, dims = table.layers[name], dimensions(table.layers[name], table.shapes[name])
-    letters: dict[str, tuple[str, ...]] = {}
-    at = {}
-    for axis, placement in (rule if isinstance(rule, Mapping) else {table.mesh.names[0]: rule}).items():
-        if isinstance(placement, At):
-            at[axis] = placement.index
-        if not isinstance(placement, Shard | Partial):
-            continue
-        letter = None
-        if dims is not None and isinstance(placement, Partial):
-            letter = min(dims.summed, default=None)
-        elif dims is not None and (
-            placement.axis == 0 or -len(dims.output) < placement.axis < len(dims.output)
-        ):
-            letter = dims.output[placement.axis][0]
-        if letter is None or not table.can(name, letter, (*letters.get(letter, ()), axis)):
-            raise PlacementError(
-                f"{name}: {type(layer).__name__ if layer else 'the loss'} cannot be {placement}; use Shard(0) or "
-                "Replicate() (Partial() is for linear layers and ungrouped convolutions, which sum over input features)"
-            )
-        letters[letter] = (*letters.get(letter, ()), axis)
-    return Split(letters, at)
+    split, refused = table.asked(name, _by_axis(rule, table.mesh), letter_of)
+    if refused:
+        kind = type(table.layers[name]).__name__ if name != LOSS else "the loss"
+        raise PlacementError(
+            f"{name}: {kind} cannot be {refused[0]}; use Shard(0) or Replicate() (Partial() is for linear layers "
+            "and ungrouped convolutions, which sum over input features)"
+        )
+    return split
 
 
 def parse_splits(text: str) -> dict[str, Split]:
-    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, or a place on
-    one."""
+    """The rules of ``"conv*: n=data,model; fc*: n=data o=model; fc8: model@0"``: letters over axes, a place on one."""
     rules: dict[str, Split] = {}
-    for rule in filter(None, (part.strip() for part in text.split(";"))):
+    for rule in filter(None, map(str.strip, text.split(";"))):
         pattern, colon, words = rule.partition(":")
-        letters, at = {}, {}
+        letters, places = {}, {}
         for word in words.split():
-            letter, equals, axes = word.partition("=")
-            axis, sign, place_ = word.partition("@")
-            if equals and letter and all(axes.split(",")):
-                letters[letter] = tuple(axes.split(","))
-            elif sign and axis and place_.isdecimal() and len(place_) < 10:
-                at[axis] = int(place_)
+            if over := re.fullmatch(r"([^=]+)=([^,]+(?:,[^,]+)*)", word):
+                letters[over[1]] = tuple(over[2].split(","))
+            elif at := re.fullmatch(r"([^@]+)@(\d{1,9})", word):
+                places[at[1]] = int(at[2])
             else:
-                raise InputError.about(
-                    "split", word, "a letter and axes, as n=data,model, or an axis and a place, as model@0"
-                )
+                expected = "a letter and axes, as n=data,model, or an axis and a place, as model@0"
+                raise InputError.about("split", word, expected)
         if not colon or not pattern.strip():
-            raise InputError.about(
-                "split", rule, "a layer, or a pattern, and its splits, as in conv*: n=data,model"
-            )
-        rules[pattern.strip()] = Split(letters, at)
+            expected = "a layer, or a pattern, and its splits, as in conv*: n=data,model"
+            raise InputError.about("split", rule, expected)
+        rules[pattern.strip()] = Split(letters, places)
     return rules
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 
@@ -23,15 +24,28 @@ def bounds(n: int, parts: int, index: int) -> tuple[int, int]:
     return start, start + least + (index < more)
 
 
+def cut(n: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Start and stop of the parts of `n` split into ``sizes[0]`` parts, each of them into ``sizes[1]``, and so on."""
+    found = [(0, n)]
+    for size in sizes:
+        parts = [(start, bounds(stop - start, size, i)) for start, stop in found for i in range(size)]
+        found = [(start + a, start + b) for start, (a, b) in parts]
+    return tuple(found)
+
+
+@lru_cache(maxsize=65536)
+def numbers(sizes: tuple[int, ...], places: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The numbers, in rising order, of the points of a grid at these places along each axis; None: at all of them."""
+    found = [0]
+    for size, place in zip(sizes, places, strict=True):
+        own = range(size) if place is None else (place,)
+        found = [k * size + i for k in found for i in own]
+    return tuple(found)
+
+
 @dataclass(frozen=True, init=False)
 class Mesh:
-    """``Mesh(data=2, stage=2, model=2)`` is ``arange(8).reshape(2, 2, 2)``: the last axis counts fastest.
-
-    Attributes
-    ----------
-    names, sizes : tuple
-        Of the axes, in order.
-    """
+    """``Mesh(data=2, stage=2, model=2)`` is ``arange(8).reshape(2, 2, 2)``: the last axis counts fastest."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -46,13 +60,10 @@ class Mesh:
     @classmethod
     def parse(cls, text: str) -> Mesh:
         """The mesh of ``"data=2,stage=2,model=2"``."""
-        axes: dict[str, int] = {}
-        for part in text.split(","):
-            name, equals, size = (word.strip() for word in part.partition("="))
-            number = int(size) if equals and size.isdecimal() and len(size) < 10 else 0
-            if not name.isidentifier() or not number or name in axes:
-                raise InputError.about("mesh", text, "axes and their sizes, as in data=2,stage=2,model=2")
-            axes[name] = number
+        found = [re.fullmatch(r"\s*([^\W\d]\w*)\s*=\s*(\d{1,9})\s*", part) for part in text.split(",")]
+        axes = {part[1]: int(part[2]) for part in found if part}
+        if len(axes) < len(found) or 0 in axes.values():
+            raise InputError.about("mesh", text, "axes and their sizes, as in data=2,stage=2,model=2")
         return cls(**axes)
 
     @cached_property
@@ -72,22 +83,10 @@ class Mesh:
         """The place of a rank along one axis; 0 where there is no such axis."""
         return self.coordinates[rank][self.names.index(axis)] if axis in self.names else 0
 
-    def index(self, at: Sequence[int], axes: Sequence[str]) -> int:
-        """The number, in its `group` along `axes`, of the rank at these coordinates."""
-        number = 0
-        for name, size, i in zip(self.names, self.sizes, at, strict=True):
-            if name in axes:
-                number = number * size + i
-        return number
-
     def group(self, rank: int, axes: Sequence[str]) -> tuple[int, ...]:
         """The ranks that differ from `rank` along `axes` only, in rising order."""
-        ranks, stride = [0], self.size
-        for name, size, at in zip(self.names, self.sizes, self.coordinates[rank], strict=True):
-            stride //= size
-            steps = range(size) if name in axes else (at,)
-            ranks = [r + stride * i for r in ranks for i in steps]
-        return tuple(ranks)
+        at = zip(self.names, self.coordinates[rank], strict=True)
+        return numbers(self.sizes, tuple(None if name in axes else i for name, i in at))
 
     def __str__(self) -> str:
         return ",".join(f"{name}={size}" for name, size in zip(self.names, self.sizes, strict=True))

@@ -14,16 +14,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import groupby
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from .mesh import Mesh, bounds
+from .mesh import Mesh, bounds, cut, numbers
+
+Shape = tuple[int, ...]
+Range = tuple[int, int]  # start, stop
+Numbers = tuple[int, ...]  # of blocks
+
+
+class Placement:
+    """Where a value is along one axis of the mesh."""
+
+    def __str__(self) -> str:
+        return type(self).__name__ + "".join(f"({first})" for first in [*vars(self).values()][:1])
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Placement):
     """Split along `axis` of the value: 0 is the samples, -1 the features, 1 and 2 the height and width of images.
 
     `units` is the number of indivisible pieces of that axis, such as the groups of a convolution; None: all entries.
@@ -32,12 +44,9 @@ class Shard:
     axis: int
     units: int | None = None
 
-    def __str__(self) -> str:
-        return f"Shard({self.axis})"
-
 
 @dataclass(frozen=True)
-class Halo:
+class Halo(Placement):
     """What windows read: member i of the group along `axes` has the entries ``ranges[i]`` of `axis`, which may overlap.
 
     As the placement of a gradient it is a sum: what two members have of one entry is added.
@@ -45,39 +54,26 @@ class Halo:
 
     axis: int
     axes: tuple[str, ...]
-    ranges: tuple[tuple[int, int], ...]
-
-    def __str__(self) -> str:
-        return f"Halo({self.axis})"
+    ranges: tuple[Range, ...]
 
 
 @dataclass(frozen=True)
-class Replicate:
+class Replicate(Placement):
     """The same on every rank."""
 
-    def __str__(self) -> str:
-        return "Replicate"
-
 
 @dataclass(frozen=True)
-class Partial:
+class Partial(Placement):
     """Every rank holds a term of a sum still to be made."""
 
-    def __str__(self) -> str:
-        return "Partial"
-
 
 @dataclass(frozen=True)
-class At:
+class At(Placement):
     """Held at coordinate `index` of the axis alone."""
 
     index: int
 
-    def __str__(self) -> str:
-        return f"At({self.index})"
 
-
-Placement = Shard | Halo | Replicate | Partial | At
 Layout = tuple[Placement, ...]  # one for each axis of the mesh
 
 
@@ -86,49 +82,36 @@ def layout_text(layout: Layout, mesh: Mesh) -> str:
     said = [(n, p) for n, p, size in zip(mesh.names, layout, mesh.sizes, strict=True) if size > 1]
     if len(said) < 2:
         return str(said[0][1] if said else Shard(0))
-    parts = [f"{name}: {placement}" for name, placement in said if placement != Replicate()]
-    return ", ".join(parts) or "Replicate"
+    return ", ".join(f"{name}: {p}" for name, p in said if p != Replicate()) or "Replicate"
+
+
+def elsewhere(layout: Layout, coordinates: Sequence[int]) -> bool:
+    """Whether the rank at these coordinates holds nothing of a value so laid out."""
+    return any(isinstance(p, At) and p.index != i for p, i in zip(layout, coordinates, strict=True))
+
+
+def intervals(layout: Layout, shape: Shape, at: Sequence[int], mesh: Mesh) -> tuple[Range, ...]:
+    """Start and stop, along each axis of an array of the whole `shape`, of the part at these coordinates."""
+    box = [(0, n) for n in shape]
+    for placement, i, size in zip(layout, at, mesh.sizes, strict=True):
+        if isinstance(placement, Halo):
+            own = zip(mesh.names, mesh.sizes, at, strict=True)
+            _, sizes, places = zip(*(x for x in own if x[0] in placement.axes), strict=True)
+            box[placement.axis % len(shape)] = placement.ranges[numbers(sizes, places)[0]]
+        elif isinstance(placement, Shard):
+            axis = placement.axis % len(shape)
+            start, stop = box[axis]
+            width = max(1, shape[axis] // placement.units) if placement.units else 1
+            first, last = bounds((stop - start) // width, size, i)
+            box[axis] = start + first * width, start + last * width
+    return tuple(box)
 
 
 class Region(NamedTuple):
     """A rectangle of a value: the numbers of its blocks of samples, and start and stop along each other axis."""
 
-    blocks: tuple[int, ...]
-    box: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """The samples that pass through a stage at once: rows ``blocks[k]`` (start, stop) of the batch are its block k."""
-
-    blocks: tuple[tuple[int, int], ...]
-
-    @cached_property
-    def rows(self) -> tuple[int, ...]:
-        """Samples of each block."""
-        return tuple(stop - start for start, stop in self.blocks)
-
-    @cached_property
-    def size(self) -> int:
-        return sum(self.rows)
-
-    @lru_cache(maxsize=64)  # noqa: B019 - few, and kept with the plan
-    def samples(self, blocks: tuple[int, ...] | None = None) -> np.ndarray:
-        """The numbers, in the batch, of the samples in some blocks (default: in all)."""
-        chosen = self.blocks if blocks is None else [self.blocks[k] for k in blocks]
-        return np.concatenate([np.arange(0), *(np.arange(*rows) for rows in chosen)])
-
-    def shape(self, region: Region) -> tuple[int, ...]:
-        """The shape of the array that holds a region."""
-        return (sum(self.rows[k] for k in region.blocks), *(stop - start for start, stop in region.box))
-
-    def index(self, part: Region, whole: Region) -> tuple[slice, ...]:
-        """Where a part lies in the array that holds `whole`; its blocks are consecutive there."""
-        first = whole.blocks.index(part.blocks[0]) if part.blocks else 0
-        start = sum(self.rows[k] for k in whole.blocks[:first])
-        rows = slice(start, start + sum(self.rows[k] for k in part.blocks))
-        inner = (slice(a - o, b - o) for (a, b), (o, _) in zip(part.box, whole.box, strict=True))
-        return rows, *inner
+    blocks: Numbers
+    box: tuple[Range, ...]
 
 
 class Blocks(NamedTuple):
@@ -141,65 +124,56 @@ class Blocks(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         return tuple(self.mesh.axis_size(axis) for axis in self.axes)
 
-    def held(self, layout: Layout, coordinates: Sequence[int]) -> tuple[int, ...]:
-        """The numbers of the blocks that a rank holds of a value so laid out."""
-        places = [self.mesh.names.index(name) for name in self.axes]
-        return _held(self.sizes, tuple(coordinates[i] if layout[i] == Shard(0) else None for i in places))
-
-    def region(self, layout: Layout, shape: Sequence[int], rank: int) -> Region | None:
+    @lru_cache(maxsize=65536)  # noqa: B019 - a few to a rank
+    def region(self, layout: Layout, shape: Shape, rank: int) -> Region | None:
         """What a rank holds of a value whose samples have `shape`; None where it holds nothing."""
-        return _region(self, layout, tuple(shape), self.mesh.coordinates[rank])
+        at = self.mesh.coordinates[rank]
+        if elsewhere(layout, at):
+            return None
+        split = [self.mesh.names.index(name) for name in self.axes]
+        held = numbers(self.sizes, tuple(at[i] if layout[i] == Shard(0) else None for i in split))
+        return Region(held, intervals(layout, (0, *shape), at, self.mesh)[1:])
 
-    def cut(self, batch: int) -> tuple[tuple[int, int], ...]:
+    def cut(self, batch: int) -> tuple[Range, ...]:
         """The rows of a batch in each block."""
-        rows = [(0, batch)]
-        for size in self.sizes:
-            rows = [
-                (start + a, start + b)
-                for start, stop in rows
-                for a, b in (bounds(stop - start, size, i) for i in range(size))
-            ]
-        return tuple(rows)
+        return cut(batch, self.sizes)
 
 
-@lru_cache(maxsize=65536)
-def _held(sizes: tuple[int, ...], places: tuple[int | None, ...]) -> tuple[int, ...]:
-    """The numbers of the blocks at given places along each axis; None: at all of them."""
-    held = [0]
-    for size, place in zip(sizes, places, strict=True):
-        own = range(size) if place is None else (place,)
-        held = [k * size + j for k in held for j in own]
-    return tuple(held)
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples that pass through a stage at once: rows ``blocks[k]`` (start, stop) of the batch are its block k."""
 
+    blocks: tuple[Range, ...]
 
-@lru_cache(maxsize=65536)
-def _region(blocks: Blocks, layout: Layout, shape: tuple[int, ...], at: tuple[int, ...]) -> Region | None:
-    if any(isinstance(p, At) and p.index != i for p, i in zip(layout, at, strict=True)):
-        return None
-    box = intervals(layout, (0, *shape), at, blocks.mesh)[1:]
-    return Region(blocks.held(layout, at), box)
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Samples of each block."""
+        return tuple(stop - start for start, stop in self.blocks)
 
+    @cached_property
+    def size(self) -> int:
+        return sum(self.rows)
 
-def intervals(
-    layout: Layout, shape: Sequence[int], coordinates: Sequence[int], mesh: Mesh
-) -> tuple[tuple[int, int], ...]:
-    """Start and stop, along each axis of an array of the whole `shape`, of the part at `coordinates`."""
-    found = []
-    for axis, n in enumerate(shape):
-        start, stop, units = 0, n, n
-        for placement, i, size in zip(layout, coordinates, mesh.sizes, strict=True):
-            if not isinstance(placement, Shard | Halo) or placement.axis % len(shape) != axis:
-                continue
-            if isinstance(placement, Halo):
-                start, stop = placement.ranges[mesh.index(coordinates, placement.axes)]
-                continue
-            if placement.units is not None and units == n:  # the outermost split says what is in one piece
-                units = placement.units
-                stop = units
-            first, last = bounds(stop - start, size, i)
-            start, stop = start + first, start + last
-        found.append((start * n // units, stop * n // units) if units and units != n else (start, stop))
-    return tuple(found)
+    @lru_cache(maxsize=64)  # noqa: B019 - few, and kept with the plan
+    def samples(self, blocks: Numbers | None = None) -> np.ndarray:
+        """The numbers, in the batch, of the samples in some blocks (default: in all)."""
+        chosen = self.blocks if blocks is None else [self.blocks[k] for k in blocks]
+        return np.concatenate([np.arange(0), *(np.arange(*rows) for rows in chosen)])
+
+    def shape(self, region: Region) -> Shape:
+        """The shape of the array that holds a region."""
+        return (sum(self.rows[k] for k in region.blocks), *(stop - start for start, stop in region.box))
+
+    def elements(self, *regions: Region) -> int:
+        """Numbers in all of the regions."""
+        return sum(prod(self.shape(region)) for region in regions)
+
+    def index(self, part: Region, whole: Region) -> tuple[slice, ...]:
+        """Where a part lies in the array that holds `whole`; its blocks are consecutive there."""
+        first = whole.blocks.index(part.blocks[0]) if part.blocks else 0
+        start = sum(self.rows[k] for k in whole.blocks[:first])
+        rows = slice(start, start + sum(self.rows[k] for k in part.blocks))
+        return rows, *(slice(a - o, b - o) for (a, b), (o, _) in zip(part.box, whole.box, strict=True))
 
 
 def pieces(source: Region, target: Region, micro_batch: MicroBatch) -> list[Region]:
@@ -211,23 +185,10 @@ def pieces(source: Region, target: Region, micro_batch: MicroBatch) -> list[Regi
 
 
 @lru_cache(maxsize=4096)
-def _runs(
-    source: tuple[int, ...], target: tuple[int, ...], micro_batch: MicroBatch
-) -> tuple[tuple[int, ...], ...]:
+def _runs(source: Numbers, target: Numbers, micro_batch: MicroBatch) -> tuple[Numbers, ...]:
     """The blocks that two regions share, cut where they do not lie one after the other in both; without empty ones."""
-    there = {k: i for i, k in enumerate(k for k in source if micro_batch.rows[k])}
-    runs: list[list[int]] = []
-    last = None
-    for i, k in enumerate(k for k in target if micro_batch.rows[k]):
-        if k in there:
-            if last == (i - 1, there[k] - 1):
-                runs[-1].append(k)
-            else:
-                runs.append([k])
-            last = i, there[k]
-    return tuple(map(tuple, runs))
-
-
-def elements(region: Region, micro_batch: MicroBatch) -> int:
-    """Numbers in a region."""
-    return prod(micro_batch.shape(region))
+    nonempty = ([k for k in held if micro_batch.rows[k]] for held in (source, target))
+    there, here = ({k: i for i, k in enumerate(held)} for held in nonempty)
+    shared = enumerate(k for k in here if k in there)
+    runs = groupby(shared, lambda x: (here[x[1]] - x[0], there[x[1]] - x[0]))
+    return tuple(tuple(k for _, k in run) for _, run in runs)

@@ -15,7 +15,7 @@ A parallel layer is the sequential layer on parts of its variables (`localise`),
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -23,10 +23,8 @@ from typing import Any
 from .. import nn
 from ..errors import InputError
 from ..nn.dimensions import Axis, Dimensions, Part, parse
-from .mesh import Mesh, bounds
-from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shard, intervals
-
-Shape = tuple[int, ...]
+from .mesh import Mesh, bounds, cut
+from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shape, Shard, elsewhere, intervals
 
 
 class PlacementError(InputError):
@@ -37,12 +35,8 @@ class PlacementError(InputError):
 class Split:
     """How a strategy splits one layer.
 
-    Attributes
-    ----------
-    letters : dict
-        The axes of the mesh over which each letter of the layer's dimensions is split.
-    at : dict
-        The coordinate at which the layer runs along an axis, where it runs at one only.
+    `letters` has the axes of the mesh over which each letter of the layer's dimensions is split, `at` the coordinate
+    at which the layer runs along an axis, where it runs at one only.
     """
 
     letters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -85,32 +79,37 @@ class Derived:
     statistics: tuple[str, ...]
 
 
+class Loss(nn.Module):
+    """What the rule has to know of the loss, which a plan has as a layer that is None."""
+
+    dims = "n ... k -> n"
+    whole = "k"
+
+
+def _known(layer: nn.Module | None) -> nn.Module:
+    return Loss() if layer is None else layer
+
+
 def dimensions(layer: nn.Module | None, shapes: Sequence[Shape]) -> Dimensions | None:
     """What a layer states, for inputs of these shapes of one sample; None where it states nothing. None is the loss."""
-    text = _statement(layer)
+    text = _known(layer).dims
     return parse(text, tuple(map(tuple, shapes))) if text else None
 
 
-def _statement(layer: nn.Module | None) -> str:
-    return "n ... k -> n" if layer is None else layer.dims
-
-
-def splittable(
-    layer: nn.Module | None, dims: Dimensions | None, shapes: Sequence[Shape], out: Shape, parts: int
-) -> list[str]:
+def splittable(layer: nn.Module | None, shapes: Sequence[Shape], out: Shape, parts: int) -> list[str]:
     """The letters along which a layer can be split into so many parts."""
+    dims, layer = dimensions(layer, shapes), _known(layer)
     if dims is None:
         return []
-    whole, windows = ("k", "") if layer is None else (layer.whole.split(), layer.windows.split())
-    operands = (*dims.inputs, *dims.variables, dims.output)
-    found = []
-    for letter in dict.fromkeys([*(axis[0] for axis in dims.output if axis), *sorted(dims.summed)]):
-        leads = all(axis[0] == letter for operand in operands for axis in operand if letter in axis)
-        at = dims.axis_of(letter, dims.output)
-        no_window = letter in windows and out[at - 1] < parts  # a part that has nothing to look at
-        if leads and letter not in whole and not no_window and not (letter == "g" and layer.groups % parts):
-            found.append(letter)
-    return found
+    axes = [axis for operand in (*dims.inputs, *dims.variables, dims.output) for axis in operand]
+
+    def possible(letter: str) -> bool:
+        leads = all(axis[0] == letter for axis in axes if letter in axis)
+        if letter in layer.windows.split() and out[dims.axis_of(letter, dims.output) - 1] < parts:
+            return False  # a part that has nothing to look at
+        return leads and letter not in layer.whole.split() and not (letter == "g" and layer.groups % parts)
+
+    return list(filter(possible, dict.fromkeys([*(x[0] for x in dims.output if x), *sorted(dims.summed)])))
 
 
 def derive(
@@ -118,179 +117,98 @@ def derive(
 ) -> Derived:
     """Apply the rule to one layer; None is the loss.
 
-    Parameters
-    ----------
-    shapes, out : tuples of int
-        Of one sample: of every input, and of the output.
-
-    Raises
-    ------
-    PlacementError
-        The layer cannot be split so; says how it can.
+    `shapes` are those of one sample of each input, `out` that of the output. PlacementError, if the layer cannot be
+    split so, says how it can.
     """
-    dims = dimensions(layer, shapes)
-    letters = {dims.letter(x) if dims else x: axes for x, axes in split.letters.items()}
-    roles: dict[str, str | int] = {a: i for a, i in split.at.items() if mesh.axis_size(a) > 1}
-    roles |= {axis: letter for letter, axes in letters.items() for axis in axes if mesh.axis_size(axis) > 1}
-    parts = {x: prod(mesh.axis_size(a) for a in letters[x]) for x in roles.values() if isinstance(x, str)}
+    states, known = dimensions(layer, shapes), _known(layer)
+    dims = states or Dimensions(((),) * len(shapes), (), ())
+    letters = {dims.letter(x) if states else x: axes for x, axes in split.letters.items()}
+    over = {axis: x for x, axes in letters.items() for axis in axes if mesh.axis_size(axis) > 1}
+    parts = {x: prod(mesh.axis_size(axis) for axis in letters[x]) for x in over.values()}
     for letter, n in parts.items():
-        _check(name, layer, dims, letter, shapes, out, n)
-    own = dict(layer.named_variables(prefix="")) if layer else {}
-    operands: list[tuple[tuple[Axis, ...], Shape]] = []  # the axes of each, and its shape
-    if dims:
-        whole = [(0, *s) for s in shapes] + [v.full_shape for v in own.values()]
-        operands = [*zip((*dims.inputs, *dims.variables), whole, strict=False), (dims.output, (0, *out))]
-    else:
-        operands = [((), ())] * (len(shapes) + 1)
-    inputs, last = len(shapes), len(operands) - 1
-    layouts: list[list[Placement]] = [[] for _ in operands]
-    leaves: list[list[Placement]] = [[] for _ in shapes]
-    gradient: list[Placement] = []
-    unstated: list[Placement] = []  # of variables that the statement leaves out
-    sums: list[list[str]] = [[] for _ in own]
-    statistics = []
-    for axis in mesh.names:
-        role = roles.get(axis)
-        if not isinstance(role, str):
-            for layout in (*layouts, *leaves, gradient, unstated):
-                layout.append(Replicate() if role is None else At(role))
-            continue
-        added = role in dims.summed
-        for i, (operand, shape) in enumerate(operands):
-            at, found = dims.axis_of(role, operand), None
-            if at is not None:
-                placed = _axis(at, len(shape), 0 if i < inputs or i == last else -1)
-                found = Shard(placed, _units(dims, layer, role, operand[at], shape[at], parts[role], shapes))
-                if i < inputs and role in layer_windows(layer):
-                    found = _halo(
-                        layer, role, letters[role], at, shape, out[dims.axis_of(role, dims.output) - 1], mesh
-                    )
-            if i < inputs:
-                leaves[i].append(found or Partial())
-            layouts[i].append(
-                found or (Partial() if i == last else At(0) if added and i >= inputs else Replicate())
-            )
-        for i, of_variable in enumerate(sums, inputs):
-            if i >= last or (not added and dims.axis_of(role, operands[i][0]) is None):
-                of_variable.append(axis)
-        unstated.append(Replicate())
-        gradient.append(Replicate() if layouts[last][-1] == Partial() else layouts[last][-1])
-        if layer is not None and (role in layer.statistics.split() or not layer.statistics):
-            statistics.append(axis)
-    variables = {
-        key: Variable(tuple(layouts[i] if i < last else unstated), tuple(sums[i - inputs]))
-        for i, key in enumerate(own, inputs)
-    }
+        can, kind = splittable(layer, shapes, out, n), "the loss" if layer is None else type(layer).__name__
+        if states is None:
+            why = f"so it cannot be split along {letter!r}: leave it replicated"
+            raise PlacementError(f"{name}: {kind} states no dimensions (`dims`), {why}")
+        if letter not in can:
+            how = f"of {known.dims!r} it can be split along {', '.join(can) or 'nothing'}"
+            raise PlacementError(f"{name}: {kind} cannot be split along {letter!r} into {n} parts: {how}")
+
+    def placed(operand: Sequence[Axis], shape: Shape, axis: str, read: bool) -> Placement:
+        if axis not in over:
+            return At(split.at[axis]) if axis in split.at and mesh.axis_size(axis) > 1 else Replicate()
+        letter = over[axis]
+        at = dims.axis_of(letter, operand)
+        if at is None:
+            return Replicate()
+        # the last axis is that of features, if it is not the only one, that of samples
+        number = -1 if at == len(shape) - 1 and letter != "n" else at
+        if not read or letter not in known.windows.split():
+            return Shard(number, _units(known, dims, operand[at], shape[at], parts[letter], shapes))
+        names = tuple(x for x in mesh.names if x in letters[letter])
+        sizes = [mesh.axis_size(x) for x in names]
+        outputs = cut(out[dims.axis_of(letter, dims.output) - 1], sizes)
+        ranges = tuple(known.field(letter, start, stop, shape[1:]) for start, stop in outputs)
+        return Shard(number) if ranges == cut(shape[at], sizes) else Halo(number, names, ranges)
+
+    def layout(operand: Sequence[Axis], shape: Shape, read: bool = False) -> Layout:
+        return tuple(placed(operand, shape, axis, read) for axis in mesh.names)
+
+    def lacking(whole: Layout, placement: Placement, letters: Collection[str]) -> Layout:
+        """The same with `placement` along the axes that split one of these letters, which the operand lacks."""
+        along = zip(mesh.names, whole, strict=True)
+        return tuple(placement if p == Replicate() and over.get(a) in letters else p for a, p in along)
+
+    inputs = tuple(layout(x, (0, *shape), read=True) for x, shape in zip(dims.inputs, shapes, strict=True))
+    gradient = layout(dims.output, (0, *out))
+    variables, operands = {}, iter(dims.variables)
+    for key, variable in known.named_variables(prefix=""):
+        operand = next(operands, None)
+        own = layout(operand or (), variable.full_shape)
+        if operand is not None:
+            own = lacking(own, At(0), dims.summed)
+        sums = tuple(a for a, p in zip(mesh.names, own, strict=True) if a in over and p == Replicate())
+        variables[key] = Variable(own, sums)
+    counted = known.statistics.split() or parts
     return Derived(
-        tuple(map(tuple, layouts[:inputs])),
-        tuple(map(tuple, leaves)),
-        tuple(layouts[last]),
-        tuple(gradient),
-        variables,
-        tuple(statistics),
+        inputs=inputs,
+        leaves=tuple(lacking(x, Partial(), parts) for x in inputs),
+        output=lacking(gradient, Partial(), parts),
+        gradient=gradient,
+        variables=variables,
+        statistics=tuple(a for a in mesh.names if layer is not None and over.get(a) in counted),
     )
 
 
-def layer_windows(layer: nn.Module | None) -> list[str]:
-    return [] if layer is None else layer.windows.split()
-
-
-def _check(name: str, layer, dims, letter: str, shapes, out: Shape, parts: int) -> None:
-    """Raise PlacementError unless the layer can be split into so many parts along a letter."""
-    kind = "the loss" if layer is None else type(layer).__name__
-    if dims is None:
-        raise PlacementError(
-            f"{name}: {kind} states no dimensions (`dims`), so it cannot be split along {letter!r}: leave it replicated"
-        )
-    can = splittable(layer, dims, shapes, out, parts)
-    if letter not in can:
-        raise PlacementError(
-            f"{name}: {kind} cannot be split along {letter!r} into {parts} parts: of {_statement(layer)!r} it can be "
-            f"split along {', '.join(can) or 'nothing'}"
-        )
-
-
-def _axis(at: int, axes: int, only: int) -> int:
-    """The number by which an axis is called: the last one, the features, is -1; `only` is that of an array of one
-    axis."""
-    return only if axes == 1 else -1 if at == axes - 1 else at
-
-
-def _units(dims: Dimensions, layer, letter: str, axis: Axis, n: int, parts: int, shapes) -> int | None:
-    """The indivisible pieces of an axis of n entries that begins with a letter; None where an even split respects
-    them."""
+def _units(layer: nn.Module, dims: Dimensions, axis: Axis, n: int, parts: int, shapes) -> int | None:
+    """The indivisible pieces of an axis of n entries; None where an even split respects them."""
     if len(axis) == 1:
         return None
-    units = layer.groups if letter == "g" else _size(dims, letter, shapes)
+    units, letter = layer.groups, axis[:1]
+    if letter != ("g",):  # as many as the axis of an input that is the letter alone
+        units = next(s[o.index(letter) - 1] for o, s in zip(dims.inputs, shapes, strict=True) if letter in o)
     even = all(bounds(units, parts, i)[1] * n // units == bounds(n, parts, i)[1] for i in range(parts))
     return None if even else units
 
 
-def _size(dims: Dimensions, letter: str, shapes: Sequence[Shape]) -> int:
-    """Entries of a letter that is an axis of some input of its own."""
-    return next(s[o.index((letter,)) - 1] for o, s in zip(dims.inputs, shapes, strict=True) if (letter,) in o)
-
-
-def _halo(
-    layer: nn.Module, letter: str, axes: tuple[str, ...], at: int, shape: Shape, n: int, mesh: Mesh
-) -> Placement:
-    """What the windows of each part of `n` outputs read of axis `at` of the input; plain `Shard` where they overlap
-    not."""
-    axis = _axis(at, len(shape), 0)
-    sizes = [size for name, size in zip(mesh.names, mesh.sizes, strict=True) if name in axes]
-    own = [(0, n)]
-    even = [(0, shape[at])]
-    for size in sizes:
-        own, even = (
-            [(a + x, a + y) for a, b in rows for x, y in (bounds(b - a, size, i) for i in range(size))]
-            for rows in (own, even)
-        )
-    ranges = tuple(layer.field(letter, start, stop, shape[1:]) for start, stop in own)
-    return (
-        Shard(axis)
-        if ranges == tuple(even)
-        else Halo(axis, tuple(x for x in mesh.names if x in axes), ranges)
-    )
-
-
 def localise(
-    layer: nn.Module,
-    derived: Derived,
-    mesh: Mesh,
-    rank: int,
-    shape: Shape,
-    out: Shape,
-    shared: dict[int, Any] | None = None,
-) -> nn.Module | None:
-    """The part of `layer` that a rank runs, with variables of its own; None where it runs nothing.
+    layer: nn.Module, derived: Derived, mesh: Mesh, rank: int, shape: Shape, out: Shape, shared: dict
+) -> nn.Module:
+    """The part of `layer` that a rank runs, with variables of its own.
 
-    Parameters
-    ----------
-    shared : dict, optional
-        The parts of variables that this rank has already, by the id of the whole: a variable that two layers have is
-        one.
+    `shared` has the parts of variables that the rank has already, by the id of the whole: what two layers share is one.
     """
     at = mesh.coordinates[rank]
-    if _elsewhere(derived.gradient, at):
-        return None
-    shared = {} if shared is None else shared
     memo: dict[int, Any] = {}
     for key, whole in layer.named_variables(prefix=""):
-        layout = derived.variables[key].layout
-        if _elsewhere(layout, at):
-            memo[id(whole)] = None
-        else:
-            cut = tuple(slice(*x) for x in intervals(layout, whole.full_shape, at, mesh))
-            memo[id(whole)] = shared.setdefault(id(whole), whole.part(cut))
+        own = derived.variables[key].layout
+        memo[id(whole)] = None
+        if not elsewhere(own, at):
+            part = tuple(slice(*x) for x in intervals(own, whole.full_shape, at, mesh))
+            memo[id(whole)] = shared.setdefault(id(whole), whole.part(part))
     local = copy.deepcopy(layer, memo)
-    boxes = [
-        intervals(layout, (0, *s), at, mesh)[1:]
-        for layout, s in ((derived.output, out), (derived.inputs[0], shape))
-    ]
-    if (boxes[0], boxes[1]) != (tuple((0, n) for n in out), tuple((0, n) for n in shape)):
-        local.localise(Part(boxes[0], boxes[1], tuple(out), tuple(shape)))
+    box = intervals(derived.output, (0, *out), at, mesh)[1:]
+    read = intervals(derived.inputs[0], (0, *shape), at, mesh)[1:]
+    if (box, read) != (tuple((0, n) for n in out), tuple((0, n) for n in shape)):
+        local.localise(Part(box, read, tuple(out), tuple(shape)))
     return local
-
-
-def _elsewhere(layout: Layout, at: Sequence[int]) -> bool:
-    return any(isinstance(p, At) and p.index != i for p, i in zip(layout, at, strict=True))

@@ -15,7 +15,7 @@ OWT (a), (b), (c)       Krizhevsky 2014, arXiv 1404.5997, sec. 4
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -33,8 +33,7 @@ class Forward:
 class Backward:
     """Run a stage's backward on a micro-batch.
 
-    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the half that nobody waits
-    for.
+    `part` is "both"; or "input", the half that other stages wait for, and later "weight", the other half.
     """
 
     stage: int
@@ -65,11 +64,6 @@ class Update:
 Action = Forward | Backward | Prefetch | Update
 
 
-def accumulate(micro_batches: int) -> list[Action]:
-    """One stage; with several micro-batches, gradients accumulate."""
-    return [action for i in range(micro_batches) for action in (Forward(0, i), Backward(0, i))]
-
-
 def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[Action]:
     """OWT on every rank: stage 0 is convolutional, stage 1 fully connected.
 
@@ -89,63 +83,44 @@ def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[
 
 
 def pipeline(schedule: str, stages: int, stage: int, micro_batches: int) -> list[Action]:
-    """The actions of one stage of a pipeline; `schedule` is one of `PIPELINES`."""
-    order = PIPELINES[schedule](stages, stage, micro_batches)
-    parts = {"B": "both", "I": "input", "W": "weight"}
-    return [Forward(stage, i) if kind == "F" else Backward(stage, i, parts[kind]) for kind, i in order]
+    """The actions of one stage of a pipeline; `schedule` is one of `PIPELINES`.
 
-
-def _naive(stages: int, stage: int, micro_batches: int) -> list[tuple[str, int]]:
-    return [(kind, i) for i in range(micro_batches) for kind in "FB"]
-
-
-def _gpipe(stages: int, stage: int, micro_batches: int) -> list[tuple[str, int]]:
-    return [("F", i) for i in range(micro_batches)] + [("B", i) for i in range(micro_batches)]
-
-
-def _one_f_one_b(stages: int, stage: int, micro_batches: int) -> list[tuple[str, int]]:
-    warm_up = min(stages - 1 - stage, micro_batches)
-    order = [("F", i) for i in range(warm_up)]
-    for i in range(micro_batches - warm_up):
-        order += [("F", warm_up + i), ("B", i)]
-    return order + [("B", i) for i in range(micro_batches - warm_up, micro_batches)]
-
-
-def _zero_bubble_h1(stages: int, stage: int, micro_batches: int) -> list[tuple[str, int]]:
-    """1F1B with the weight halves of stage s put off by s micro-batches.
-
-    A micro-batch counts as alive until its weight half is done; with this delay every stage has at most `stages` alive,
-    what the first stage of 1F1B has, and the last stages have weight work left to fill the bubble at the end.
+    After some forwards to warm up, each backward follows a forward as long as there are any. With one stage, "naive"
+    is the accumulation of gradients. ZB-H1 puts the weight
+    halves of stage s off by s micro-batches: every stage has then at most `stages` alive, what the first stage of
+    1F1B has, and the last stages have weight work left to fill the bubble at the end.
     """
-    warm_up = min(stages - 1 - stage, micro_batches)
-    order = [("F", i) for i in range(warm_up)]
-    weight = 0
-    for i in range(micro_batches):
-        if warm_up + i < micro_batches:
-            order.append(("F", warm_up + i))
-        order.append(("I", i))
-        if i >= stage:
-            order.append(("W", weight))
-            weight += 1
-    return order + [("W", i) for i in range(weight, micro_batches)]
+    warm_up, delay = PIPELINES[schedule](stages, stage, micro_batches)
+    actions: list[Action] = []
+    for i in range(-warm_up, micro_batches + delay):
+        if i + warm_up < micro_batches:
+            actions.append(Forward(stage, i + warm_up))
+        if 0 <= i < micro_batches:
+            actions.append(Backward(stage, i, "input" if schedule == "zb-h1" else "both"))
+        if schedule == "zb-h1" and i >= delay:
+            actions.append(Backward(stage, i - delay, "weight"))
+    return actions
 
 
-PIPELINES = {"naive": _naive, "gpipe": _gpipe, "1f1b": _one_f_one_b, "zb-h1": _zero_bubble_h1}
+# How many forwards come before the first backward, and by how many micro-batches a weight half is put off.
+PIPELINES: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "naive": lambda stages, stage, micro_batches: (0, 0),
+    "gpipe": lambda stages, stage, micro_batches: (micro_batches, 0),
+    "1f1b": lambda stages, stage, micro_batches: (stages - 1 - stage, 0),
+    "zb-h1": lambda stages, stage, micro_batches: (stages - 1 - stage, stage),
+}
 
 
 def live_activations(schedule: str, stages: int, stage: int, micro_batches: int) -> int:
     """What a pipeline schedule declares: of how many micro-batches a stage keeps the activations at once, at most."""
-    limits = {"naive": 1, "gpipe": micro_batches, "1f1b": stages - stage, "zb-h1": stages}
-    return min(limits[schedule], micro_batches)
+    return min(1 + sum(PIPELINES[schedule](stages, stage, micro_batches)), micro_batches)
 
 
 def peak_activations(actions: Sequence[Action], stage: int) -> int:
     """The largest number of micro-batches of `stage` whose activations are alive at once."""
     alive = peak = 0
     for action in actions:
-        if isinstance(action, Forward) and action.stage == stage:
-            alive += 1
+        if isinstance(action, Forward | Backward) and action.stage == stage:
+            alive += 1 if isinstance(action, Forward) else -(action.part != "input")
             peak = max(peak, alive)
-        elif isinstance(action, Backward) and action.stage == stage and action.part != "input":
-            alive -= 1
     return peak

@@ -14,67 +14,41 @@ from .rule import Split
 from .schedule import PIPELINES, Action
 from .transfer import Algorithms
 
-MIB = 1 << 20
-
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen beside the strategy; each strategy reads those that concern it.
+    """What can be chosen beside the strategy; each strategy reads those that concern it."""
 
-    Attributes
-    ----------
-    mesh : Mesh, optional
-        The process mesh; by default the strategy's own. An axis "stage" makes a pipeline of any strategy.
-    split : str
-        Splits of layers by pattern, in place of those of a strategy: ``"conv*: n=data,model; fc*: n=data o=model"``.
-    all_reduce : str
-        One of the algorithms of `minidnn.comm`, "mpi" (the library's own) or "auto" (by size, from
-        the measured `link`).
-    bucket_mib : float
-        Size of a gradient bucket; 0 sums every parameter on its own, after backward: the naive form.
-    sharded_momentum : bool
-        Sum gradients by reduce_scatter, let each rank keep the momentum of its shard alone, and
-        all_gather the updated weights, as the 2014 code does.
-    micro_batches : int
-        Of a pipeline; gradient accumulation elsewhere, but for OWT, whose micro-batches `scheme` makes.
-    schedule : str
-        Of a pipeline: naive, gpipe, 1f1b or zb-h1.
-    stages : sequence of int or str, optional
-        Of a pipeline: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced.
-    costs : sequence of float, optional
-        Of a pipeline: the cost of each layer to balance by; default `estimated_costs` of `batch` samples.
-    scheme, fc_update : str
-        Of OWT: a, b or c, and "once" or "each" (the fully connected layers step after every micro-batch).
-    fc_gradients : str
-        How the gradients of replicated fully connected weights come together: "sum" (all_reduce), or
-        "factors" (all_gather of x and gy, whose product is the sum: `FactorExchange`). Layers that step
-        after every micro-batch are summed all the same.
-    fc_pairs : bool
-        Of OWT: column/row pairs of fully connected layers in place of columns all through.
-    dp : int, optional
-        The size of the axis "data" of the default mesh of hybrid, 3d and alexnet2012.
-    link : Link
-        What a message costs, for all_reduce="auto".
-    """
-
-    mesh: Mesh | None = None
-    split: str = ""
+    mesh: Mesh | None = None  # default: the strategy's own; an axis "stage" makes a pipeline of any strategy
+    split: str = ""  # in place of a strategy's, splits by pattern: "conv*: n=data,model; fc*: n=data o=model"
     dtype: str = "float32"
-    all_reduce: str = "ring"
-    bucket_mib: float = 25.0
+    all_reduce: str = (
+        "ring"  # one of `minidnn.comm`, "mpi" (the library's own) or "auto" (by size, from `link`)
+    )
+    bucket_mib: float = (
+        25.0  # of gradients; 0 sums every parameter on its own, after backward: the naive form
+    )
+    # Sum gradients by reduce_scatter, let each rank keep the momentum of its shard alone, and all_gather the updated
+    # weights, as the 2014 code does.
     sharded_momentum: bool = False
     sync_batch_norm: bool = True
-    micro_batches: int = 1
-    schedule: str = "1f1b"
+    micro_batches: int = 1  # of a pipeline; else gradients accumulate, but for OWT, where `scheme` makes them
+    schedule: str = "1f1b"  # of a pipeline: naive, gpipe, 1f1b or zb-h1
+    # Of a pipeline: the layers that begin stages 1, 2, ..., by number (from 0) or name; default balanced, by the costs
+    # of the layers, which by default are the `estimated_costs` of `batch` samples.
     stages: tuple[int | str, ...] | None = None
     costs: tuple[float, ...] | None = None
     batch: int = 128
-    scheme: str = "a"
-    fc_update: str = "once"
+    scheme: str = "a"  # of OWT: a, b or c
+    fc_update: str = "once"  # of OWT; "each": the fully connected layers step after every micro-batch
+    # How the gradients of replicated fully connected weights come together: "sum" (all_reduce), or "factors"
+    # (all_gather of x and gy, whose product is the sum: `FactorExchange`) where they step once.
     fc_gradients: str = "sum"
-    fc_pairs: bool = False
-    dp: int | None = None
-    link: Link = DEFAULT
+    fc_pairs: bool = (
+        False  # of OWT: column/row pairs of fully connected layers in place of columns all through
+    )
+    dp: int | None = None  # the size of the axis "data" of the default mesh of hybrid, 3d and alexnet2012
+    link: Link = DEFAULT  # what a message costs, for all_reduce="auto"
 
     def __post_init__(self) -> None:
         for name, known in {
@@ -94,7 +68,7 @@ class Options:
 
     @property
     def bucket_bytes(self) -> int:
-        return int(self.bucket_mib * MIB)
+        return int(self.bucket_mib * (1 << 20))
 
     @property
     def algorithms(self) -> Algorithms:
@@ -105,8 +79,7 @@ class Options:
         return Algorithms(self.all_reduce if plain else "ring")
 
     def all_reduce_for(self, n_bytes: int, size: int, nodes: tuple[int, ...] | None) -> str:
-        """The algorithm that sums `n_bytes` over so many ranks, on these nodes; None: it must not depend on the
-        nodes."""
+        """The algorithm that sums so many bytes over so many ranks, on these nodes; None: whatever the nodes are."""
         if self.all_reduce == "auto":
             return choose(size, n_bytes, self.link, nodes)
         return "ring" if self.all_reduce == "hierarchical" and nodes is None else self.all_reduce
@@ -114,43 +87,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How one model is trained on one process mesh.
-
-    Attributes
-    ----------
-    splits : dict
-        How each layer is split, by name, and "loss".
-    starts : tuple of str
-        The first layer of each stage after the first.
-    micro_batches : tuple of int
-        Into how many the batch is cut in each stage.
-    by_member : str
-        An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-
-        batch is a part of the samples of every rank.
-    pipelined : bool
-        Whether stage s is at coordinate s of the axis "stage" alone; else every rank runs all stages.
-    schedule : callable
-        Coordinate along the axis "stage" -> actions; the metrics and the last updates are added to them.
-    updates : dict
-        The parameter group of each layer, where it is not "all".
-    alive : tuple of int
-        The most micro-batches of each stage whose activations a rank holds at once.
-    notes : tuple of str
-        What could not be done as asked.
-    """
+    """How one model is trained on one process mesh."""
 
     name: str
     mesh: Mesh
-    splits: Mapping[str, Split]
-    schedule: Callable[[int], list[Action]]
+    splits: Mapping[str, Split]  # of each layer, by name, and of "loss"
+    schedule: Callable[[int], list[Action]]  # by the place along "stage"; metrics, last updates follow
     options: Options
-    starts: tuple[str, ...] = ()
-    micro_batches: tuple[int, ...] = (1,)
+    starts: tuple[str, ...] = ()  # the first layer of each stage after the first
+    micro_batches: tuple[int, ...] = (1,)  # into how many the batch is cut in each stage
+    # An axis of the mesh: micro-batch j is the samples of its coordinate j (OWT's scheme b). By default a micro-batch
+    # is a part of the samples of every rank.
     by_member: str = ""
-    pipelined: bool = False
-    updates: Mapping[str, str] = field(default_factory=dict)
-    alive: tuple[int, ...] = (1,)
-    notes: tuple[str, ...] = ()
+    pipelined: bool = False  # stage s is at coordinate s of the axis "stage" alone; else all ranks run all
+    updates: Mapping[str, str] = field(default_factory=dict)  # parameter group of layers, where not "all"
+    alive: tuple[int, ...] = (1,)  # micro-batches of each stage whose activations a rank holds, at most
+    notes: tuple[str, ...] = ()  # what could not be done as asked
 
     def once(self) -> Strategy:
         """The same in one micro-batch, as evaluation runs it."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import repeat
 from math import prod
 
-from ..comm.algorithms import ALGORITHMS, BLOCKED, rounds, split_counts
+from ..comm.algorithms import BLOCKED, rounds, split_counts
 from .events import Post
-from .messages import batches
-from .placement import At, Replicate, Shard, elements
+from .messages import Batch, batches
+from .placement import At, Layout, Placement, Replicate, Shard
 from .plan import Plan
 from .transfer import Transfer
 
@@ -17,93 +19,74 @@ from .transfer import Transfer
 def totals(plan: Plan) -> tuple[int, int]:
     """Messages and bytes that all ranks together send in a step; each collective is counted once, not on each rank."""
     alike = _alike(plan)
-    images = prod(
-        plan.mesh.axis_size(axis) for axis in alike
-    )  # the places to which one rank's work can be moved
+    images = prod(map(plan.mesh.axis_size, alike))  # the places to which one rank's work can be moved
     seen: set[tuple] = set()
     messages = sent = 0
     for rank in _representatives(plan, alike):
         times: Counter = Counter()
-        for what, group, label, itemsize in _moves(plan, rank):
-            times[label] += 1
-            if (key := (label, times[label])) in seen:
-                continue
-            seen.add(key)
-            weight = images // prod(len({plan.mesh.coordinate(r, axis) for r in group}) for axis in alike)
-            n, size = _of_transfer(what, plan) if isinstance(what, Transfer) else _sent(*what)
-            messages, sent = messages + weight * n, sent + weight * size * itemsize
+        for event in plan.events[rank]:
+            moves = [t for t in event.transfers if t.moves_data] if isinstance(event, Post) else repeat(None)
+            for batch, move in zip(batches(plan, rank, [event]), moves, strict=False):
+                label = batch.phase, batch.op, batch.tag, batch.group
+                times[label] += 1
+                if (label, times[label]) not in seen:
+                    seen.add((label, times[label]))
+                    weight = images
+                    for axis in alike:
+                        weight //= len({plan.mesh.coordinate(r, axis) for r in batch.group})
+                    count, elements = _counted(plan, batch, move)
+                    messages, sent = messages + weight * count, sent + weight * elements * batch.itemsize
     return messages, sent
 
 
-def _moves(plan: Plan, rank: int):
-    """What a rank takes part in: a transfer or arguments of `_sent`, the group, what names it, bytes of an element."""
-    for event in plan.events[rank]:
-        if isinstance(event, Post):
-            for t in event.transfers:
-                label = "move", event.exchange.tag_of(event.micro_batch, event.direction), t.op, t.ranks
-                yield t, t.ranks, label, plan.dtype.itemsize
-            continue
-        for b in batches(plan, rank, [event]):
-            counts = b.counts if isinstance(b.counts, int) else tuple(b.counts)
-            what = b.op, b.algorithm, len(b.group), counts, 0, _nodes(plan, b.algorithm, b.group), 0
-            yield what, b.group, (b.phase, b.op, b.tag, b.group), b.itemsize
-
-
-def _nodes(plan: Plan, algorithm: str, group: tuple[int, ...]) -> tuple[int, ...] | None:
-    return tuple(plan.nodes[r] for r in group) if algorithm == "hierarchical" else None
-
-
-def _alike(plan: Plan) -> tuple[str, ...]:
+def _alike(plan: Plan) -> list[str]:
     """The axes along which ranks do the same on as many samples, so that one of them stands for all."""
     even = all(len(set(batch.rows)) == 1 for stage in plan.stages for batch in stage.micro_batches)
     if not even or len(set(plan.nodes)) > 1:
-        return ()
+        return []
     weights = [v.layout for x in plan.layers for v in x.derived.variables.values()]
     free = set(plan.mesh.names) - {"stage"}
-    for allowed, layouts in (((Shard(0), Replicate()), _values(plan)), ((Replicate(),), weights)):
-        for layout in layouts:
-            pairs = zip(plan.mesh.names, layout, strict=True)
-            free -= {axis for axis, p in pairs if p not in allowed}
-    return tuple(sorted(free))
+    free -= {axis for axis, p in _placed(plan, _values(plan)) if p not in (Shard(0), Replicate())}
+    return sorted(free - {axis for axis, p in _placed(plan, weights) if p != Replicate()})
 
 
-def _values(plan: Plan) -> list:
-    """The layouts of all values."""
+def _values(plan: Plan) -> list[Layout]:
     return [layout for x in plan.layers for layout in (*x.derived.inputs, x.layout, x.derived.gradient)]
 
 
-def _representatives(plan: Plan, alike: tuple[str, ...]) -> list[int]:
+def _placed(plan: Plan, layouts: Iterable[Layout]) -> set[tuple[str, Placement]]:
+    """The placements along each axis of the mesh."""
+    return {pair for layout in layouts for pair in zip(plan.mesh.names, layout, strict=True)}
+
+
+def _representatives(plan: Plan, alike: Sequence[str]) -> list[int]:
     """Ranks that take part in all that is sent: one of every group in each place where something is held alone."""
-    pairs = [pair for x in _values(plan) for pair in zip(plan.mesh.names, x, strict=True)]
-    alone = {"stage", *(axis for axis, p in pairs if isinstance(p, At))}
+    alone = sorted({"stage", *(axis for axis, p in _placed(plan, _values(plan)) if isinstance(p, At))})
     covered: set[tuple] = set()
     chosen = []
     for rank in range(plan.size):
-        if any(plan.mesh.coordinate(rank, axis) for axis in alike):
-            continue
-        place = tuple(plan.mesh.coordinate(rank, axis) for axis in sorted(alone))
-        own = {(axes, plan.mesh.group(rank, axes)[0], place) for axes in plan.groups}
-        if not own <= covered:
-            chosen.append(rank)
-            covered |= own
+        if not any(plan.mesh.coordinate(rank, axis) for axis in alike):
+            place = tuple(plan.mesh.coordinate(rank, axis) for axis in alone)
+            own = {(axes, plan.mesh.group(rank, axes)[0], place) for axes in plan.groups}
+            if not own <= covered:
+                chosen.append(rank)
+                covered |= own
     return chosen
 
 
-def _of_transfer(t: Transfer, plan: Plan) -> tuple[int, int]:
-    if t.operation is None:
-        moved = [p for p in t.pieces if p.source != p.target]
-        return len({(p.source, p.target) for p in moved}), sum(
-            elements(p.region, t.micro_batch) for p in moved
-        )
-    op, algorithm = t.operation.collective, t.algorithm or ALGORITHMS[t.operation.collective][0]
-    nodes = _nodes(plan, algorithm, t.ranks)
-    return _sent(
-        op, algorithm, len(t.ranks), t.operation.elements(), t.operation.root, nodes, t.operation.dest
-    )
+def _counted(plan: Plan, batch: Batch, move: Transfer | None) -> tuple[int, int]:
+    """Messages and elements that all members send in what an event of one of them begins."""
+    if move is not None and move.operation is None:
+        given = [p for p in move.pieces if p.source != p.target]
+        regions = [p.region for p in given]
+        return len({(p.source, p.target) for p in given}), move.micro_batch.elements(*regions)
+    counts, root = (move.operation.elements(), move.operation.root) if move else (batch.counts, 0)
+    nodes = tuple(plan.nodes[r] for r in batch.group) if batch.algorithm == "hierarchical" else None
+    return _sent(batch.op, batch.algorithm, len(batch.group), counts, root, nodes)
 
 
 @lru_cache(maxsize=1024)
-def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes, dest: int) -> tuple[int, int]:
+def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes) -> tuple[int, int]:
     """Messages and elements that all members of a collective send."""
     if p == 1:
         return 0, 0
@@ -115,6 +98,6 @@ def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes, dest: int) 
         if algorithm in ("ring", "direct") and all(m.elements == 1 for m in sends):
             blocks = counts if op in BLOCKED else split_counts(counts, p)
             return len(sends) * sum(n > 0 for n in blocks), len(sends) * sum(blocks)
-    everyone = (rounds(op, algorithm, p, member, counts, root, nodes=nodes, dest=dest) for member in range(p))
+    everyone = (rounds(op, algorithm, p, member, counts, root, nodes=nodes) for member in range(p))
     sends = [m.elements for own in everyone for moves in own for m in moves if m.kind == "send"]
     return len(sends), sum(sends)

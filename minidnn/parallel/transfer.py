@@ -13,49 +13,28 @@ what a halo copies is added back.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import array_module
 from ..comm import collectives, operation
-from ..comm.algorithms import Move, Rounds
+from ..comm.algorithms import OPERATIONS, Move, Rounds, edges_of
 from ..comm.communicator import Communicator
 from ..comm.operation import Operation
 from .mesh import Mesh
-from .placement import (
-    At,
-    Blocks,
-    Halo,
-    Layout,
-    MicroBatch,
-    Partial,
-    Region,
-    Replicate,
-    Shard,
-    elements,
-    pieces,
-)
+from .placement import At, Blocks, Halo, Layout, MicroBatch, Partial, Region, Replicate, Shape, Shard, pieces
 
-# By the placements along the axes that differ: what the messages are called. Those of OPERATIONS are run as collectives
+# What messages are called, by the placements before and after along the axes that differ. COLLECTIVES are run as those
 # of `minidnn.comm`; of the others each rank sends every piece to where it is needed, in one round.
 _NAMES = {
-    (Shard, Replicate): "all_gather",
-    (Partial, Replicate): "all_reduce",
-    (Partial, Shard): "reduce_scatter",
-    (Partial, At): "reduce",
-    (At, Replicate): "broadcast",
-    (Shard, Shard): "all_to_all",
-    (Shard, At): "gather",
-    (At, Shard): "scatter",
-    (At, At): "send",
-    (Shard, Halo): "halo",
-    (Halo, Shard): "halo",
-    (Replicate, Shard): "slice",
-    (Replicate, Halo): "slice",
-    (Replicate, At): "keep",
+    Shard: {Replicate: "all_gather", Shard: "all_to_all", At: "gather", Halo: "halo"},
+    Partial: {Replicate: "all_reduce", Shard: "reduce_scatter", At: "reduce"},
+    At: {Replicate: "broadcast", Shard: "scatter", At: "send"},
+    Replicate: {Shard: "slice", Halo: "slice", At: "keep"},
+    Halo: {Shard: "halo"},
 }
 COLLECTIVES = ("all_gather", "all_reduce", "reduce_scatter", "reduce", "broadcast")
 
@@ -71,8 +50,7 @@ class Algorithms:
     reduce: str = "binomial"
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A rectangle that member `source` of the group gives to member `target`, maybe itself."""
 
     source: int
@@ -82,23 +60,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One collective, or one round of messages, among the ranks of a group.
+    """One collective, or one round of messages, among the ranks of a group along axes of the mesh.
 
     Attributes
     ----------
-    op : str
-    axes : tuple of str
-        Of the mesh: those along which the group lies.
-    ranks : tuple of int
-        The world ranks of its members.
     sources, targets : tuple of Region or None
         What each member holds before and after.
     operation : Operation or None
         The collective; None: plain messages.
-    pieces : tuple of Piece
-        Of plain messages: all that is given.
-    adds : bool
-        Of plain messages: pieces that meet are added.
+    pieces, adds : tuple of Piece, bool
+        Of plain messages: all that is given, in the order of the givers; whether pieces that meet are added.
     """
 
     op: str
@@ -120,36 +91,24 @@ class Transfer:
         """Whether any member sends anything; else every rank helps itself from what it holds."""
         return self.operation is not None or any(p.source != p.target for p in self.pieces)
 
-    def source_shape(self, rank: int) -> tuple[int, ...] | None:
-        """The shape of what a rank holds before; None where it holds nothing."""
-        region = self.sources[self.ranks.index(rank)]
-        return None if region is None else self.micro_batch.shape(region)
-
-    def concerns(self, rank: int) -> bool:
-        """Whether a rank holds anything before or after."""
-        member = self.ranks.index(rank)
-        return self.sources[member] is not None or self.targets[member] is not None
-
-    def given(self, member: int, by: str) -> dict[int, list[Piece]]:
-        """What a member gives to others (`by` "source") or gets from them ("target"), by the other member, in order."""
-        size, other = len(self.ranks), "target" if by == "source" else "source"
-        found: dict[int, list[Piece]] = {}
-        for p in self.pieces:
-            if getattr(p, by) == member != getattr(p, other):
-                found.setdefault(getattr(p, other), []).append(p)
-        return dict(sorted(found.items(), key=lambda item: (item[0] - member) % size))
+    def given(self, member: int, kind: str) -> dict[int, list[Region]]:
+        """What a member sends to others or gets from them (`kind` "send" or "recv"), by the other one, in order."""
+        found: dict[int, list[Region]] = {}
+        for source, target, region in self.pieces:
+            own, peer = (source, target) if kind == "send" else (target, source)
+            if own == member != peer:
+                found.setdefault(peer, []).append(region)
+        return {peer: found[peer] for peer in sorted(found, key=lambda p: (p - member) % len(self.ranks))}
 
     def rounds(self, member: int, nodes: Sequence[int] | None = None) -> Rounds:
         """The rounds of messages of a member, as `minidnn.comm.algorithms` gives them."""
         if self.operation:
             return self.operation.rounds(len(self.ranks), member, nodes)
-        moves = []
-        for kind, by in (("recv", "target"), ("send", "source")):
-            at = 0
-            for peer, own in self.given(member, by).items():
-                n = sum(elements(p.region, self.micro_batch) for p in own)
-                moves.append(Move(kind, peer, at, at + n))
-                at += n
+        moves: list[Move] = []
+        for kind in ("recv", "send"):
+            given = self.given(member, kind)
+            edges = edges_of([self.micro_batch.elements(*regions) for regions in given.values()])
+            moves += (Move(kind, p, a, b) for p, a, b in zip(given, edges, edges[1:], strict=False))
         return (tuple(moves),) if moves else ()
 
     def meets(self, rank: int) -> tuple[int, ...]:
@@ -157,81 +116,55 @@ class Transfer:
         member = self.ranks.index(rank)
         if self.operation:
             return tuple(r for r in self.ranks if r != rank) if self.rounds(member) else ()
-        peers = {*self.given(member, "source"), *self.given(member, "target")}
+        peers = self.given(member, "send").keys() | self.given(member, "recv").keys()
         return tuple(self.ranks[p] for p in sorted(peers))
 
-    # -- carrying it out
-
     def steps(self, comm: Communicator, x: Any, empty: Any) -> Generator:
-        """The steps of this transfer on one member, as those of a collective: for `Communicator.start`.
+        """Carry it out on a member of the group `comm`: the steps, as of a collective, for `Communicator.start`.
 
-        Parameters
-        ----------
-        comm : Communicator
-            Of the group.
-        x : array or None
-            What this rank holds before; None where it holds nothing.
-        empty : array
-            Any array of the dtype and device, to make others like it.
-
-        Returns
-        -------
-        array or None
-            What it holds after.
+        x is the array that the rank holds before, and the result what it holds after; None where it holds nothing.
+        `empty` is any array of the dtype and device, to make others like it.
         """
-        me, batch = comm.rank, self.micro_batch
+        me, batch, xp = comm.rank, self.micro_batch, array_module(empty)
         source, target = self.sources[me], self.targets[me]
         if self.operation:
             y = yield from operation.steps(comm, self.operation, empty if x is None else x)
-            return array_module(empty).empty(batch.shape(target), empty.dtype) if y is None and target else y
-        mine = [p for p in self.pieces if p.target == me]
-        alone = len(mine) == 1 and mine[0].region == target and not self.adds  # one piece is all there is
-        send, get = self.given(me, "source"), self.given(me, "target")
-        arrived: dict[Piece, Any] = {}
+            return xp.empty(batch.shape(target), empty.dtype) if y is None and target else y
+        send, get, arrived = self.given(me, "send"), self.given(me, "recv"), {}
         if send or get:
-            blocks = {
-                peer: _packed(x, [batch.index(p.region, source) for p in own]) for peer, own in send.items()
-            }
-            counts = {peer: (sum(elements(p.region, batch) for p in own),) for peer, own in get.items()}
-            xp = array_module(empty)
+            blocks = {to: _packed(x, [batch.index(r, source) for r in given]) for to, given in send.items()}
+            counts = {by: (batch.elements(*given),) for by, given in get.items()}
             got = yield from collectives.sendrecv.steps(comm, blocks, counts, empty.dtype, xp=xp, op=self.op)
-            for peer, own in get.items():
-                edges = np.cumsum([0, *(elements(p.region, batch) for p in own)])
-                for p, a, b in zip(own, edges, edges[1:], strict=False):
-                    arrived[p] = got[peer][a:b].reshape(batch.shape(p.region))
+            for by, given in get.items():
+                arrived[by] = iter(xp.split(got[by], edges_of(map(batch.elements, given))[1:-1]))
         if target is None:
             return None
-        blocks = {p: arrived[p] if p in arrived else x[batch.index(p.region, source)] for p in mine}
-        if alone:
-            return blocks[mine[0]]
-        xp = array_module(empty)
+        mine = [p for p in self.pieces if p.target == me]
+        blocks = [
+            x[batch.index(region, source)] if by == me else next(arrived[by]).reshape(batch.shape(region))
+            for by, _, region in mine
+        ]
+        if len(mine) == 1 and mine[0].region == target and not self.adds:  # one piece is all there is
+            return blocks[0]
         y = (xp.zeros if self.adds else xp.empty)(batch.shape(target), empty.dtype)
-        for p, block in blocks.items():  # in the order of the givers
+        for p, block in zip(mine, blocks, strict=True):
             place = batch.index(p.region, target)
             y[place] = y[place] + block if self.adds else block
         return y
 
     def expected(self, whole: np.ndarray, member: int) -> np.ndarray:
-        """The flat buffer whose slices `member` sends, out of the micro-batch's whole value: as it is once all is
+        """The flat buffer whose slices `member` sends, out of the value of the whole batch, as it is once all is
         summed."""
-        rows = self.micro_batch.rows
-        starts = np.cumsum((0, *rows))
 
         def cut(region: Region) -> np.ndarray:
-            own = [np.arange(starts[k], starts[k] + rows[k]) for k in region.blocks]
-            return whole[np.concatenate([np.arange(0), *own])][:, *(slice(*x) for x in region.box)]
+            return whole[self.micro_batch.samples(region.blocks)][:, *(slice(*x) for x in region.box)]
 
         if self.operation:
-            summed = self.op in ("all_reduce", "reduce_scatter", "reduce")
-            held = cut((self.sources if summed else self.targets)[member])
-            gathers = self.op in ("all_gather", "reduce_scatter")
-            return (
-                operation.cut(held, self.operation.axis, self.operation.counts)
-                if gathers
-                else held.reshape(-1)
-            )
-        own = [cut(p.region).reshape(-1) for pieces in self.given(member, "source").values() for p in pieces]
-        return np.concatenate([np.empty(0, whole.dtype), *own])
+            held = self.sources if OPERATIONS[self.op].before == "whole" else self.targets
+            value, counts = cut(held[member]), self.operation.counts
+            return operation.cut(value, self.operation.axis, counts) if counts else value.reshape(-1)
+        given = [cut(region).reshape(-1) for own in self.given(member, "send").values() for region in own]
+        return np.concatenate([np.empty(0, whole.dtype), *given])
 
 
 def _packed(x: Any, places: Sequence[tuple[slice, ...]]) -> Any:
@@ -266,119 +199,92 @@ def steps(source: Layout, target: Layout, mesh: Mesh) -> tuple[tuple[Layout, Lay
 def _moved(source: Layout, target: Layout, mesh: Mesh) -> list[int]:
     """The numbers of the axes along which something moves: those whose placement changes, and those that split the same
     axis of the value further in, as their parts are parts of other parts then. (Samples lie in blocks that stay.)"""
-    moved = [i for i, n in enumerate(mesh.sizes) if n > 1 and source[i] != target[i]]
-    shifted = {
-        (i, p.axis) for i in moved for p in (source[i], target[i]) if isinstance(p, Shard | Halo) and p.axis
-    }
-    inner = (
-        i
-        for i, p in enumerate(target)
-        if isinstance(p, Shard) and any(i > j and p.axis == d for j, d in shifted)
-    )
-    return sorted({*moved, *(i for i in inner if mesh.sizes[i] > 1)})
+    moved, shifted = [], set()  # the axes of the value whose parts are others
+    for i, (before, after) in enumerate(zip(source, target, strict=True)):
+        if mesh.sizes[i] > 1 and before != after:
+            moved.append(i)
+            shifted |= {p.axis for p in (before, after) if isinstance(p, Shard | Halo) and p.axis}
+        elif mesh.sizes[i] > 1 and isinstance(after, Shard) and after.axis in shifted:
+            moved.append(i)
+    return moved
 
 
 def transfers(
-    source: Layout,
-    target: Layout,
-    shape: tuple[int, ...],
-    micro_batch: MicroBatch,
-    blocks: Blocks,
-    rank: int,
-    chosen: Algorithms = Algorithms(),
+    source: Layout, target: Layout, shape: Shape, batch: MicroBatch, blocks: Blocks, rank: int, by: Algorithms
 ) -> tuple[Transfer, ...]:
     """What `rank` takes part in so that a value, of `shape` a sample, gets from one layout to the other: 0 to 2
     transfers."""
-    found = (
-        _transfer(a, b, shape, micro_batch, blocks, axes, blocks.mesh.group(rank, axes), chosen)
-        for a, b, axes in steps(source, target, blocks.mesh)
-    )
-    return tuple(t for t in found if t is not None and t.concerns(rank))
+    found = []
+    for before, after, axes in steps(source, target, blocks.mesh):
+        ranks = blocks.mesh.group(rank, axes)
+        t, member = _transfer(before, after, axes, ranks, shape, batch, blocks, by), ranks.index(rank)
+        if t is not None and (t.sources[member] or t.targets[member]):
+            found.append(t)
+    return tuple(found)
 
 
 @lru_cache(maxsize=16384)
-def _transfer(
-    source: Layout,
-    target: Layout,
-    shape: tuple[int, ...],
-    micro_batch: MicroBatch,
-    blocks: Blocks,
-    axes: tuple[str, ...],
-    ranks: tuple[int, ...],
-    chosen: Algorithms,
-) -> Transfer | None:
-    """The transfer of one group."""
-    sources = tuple(blocks.region(source, shape, r) for r in ranks)
-    targets = tuple(blocks.region(target, shape, r) for r in ranks)
+def _transfer(source, target, axes, ranks, shape, micro_batch, blocks, chosen) -> Transfer | None:
+    """The transfer of one group; None where there is nothing to do."""
+    sources, targets = (tuple(blocks.region(layout, shape, r) for r in ranks) for layout in (source, target))
     pairs = [(source[i], target[i]) for i, name in enumerate(blocks.mesh.names) if name in axes]
     kinds = {(type(a), type(b)) for a, b in pairs}
-    split = all(kind in (Shard, Halo) for pair in kinds for kind in pair)
-    if not any(sources) or (split and sources == targets):
+    if not any(sources) or (sources == targets and {*sum(kinds, ())} <= {Shard, Halo}):
         return None
-    op = _NAMES.get(next(iter(kinds)), "exchange") if len(kinds) == 1 else "exchange"
-    if any(b == Partial() for _, b in pairs):
+    op, pads = "exchange", any(b == Partial() for _, b in pairs)
+    if pads:
         op = "pad"  # what the others have is zero here
-    common = axes, ranks, sources, targets, micro_batch
+    elif len(kinds) == 1:
+        (before, after), *_ = kinds
+        op = _NAMES[before].get(after, op)
+    move = Transfer(op, axes, ranks, sources, targets, micro_batch)
     if op in COLLECTIVES:
-        found = _collective(op, pairs, *common[1:], chosen)
+        found = _collective(move, pairs, chosen)
         if found is not None:
-            return Transfer(found.op, *common, operation=found)
+            return replace(move, op=found.op, operation=found)
         op = "exchange"
-    given = tuple(_pieces(pairs, blocks, *common))
-    adds = any(isinstance(a, Partial | Halo) for a, _ in pairs) or op == "pad"
-    return Transfer(op, *common, pieces=given, adds=adds)
+    adds = pads or any(isinstance(a, Partial | Halo) for a, _ in pairs)
+    return replace(move, op=op, pieces=tuple(_pieces(move, pairs, blocks.mesh)), adds=adds)
 
 
-def _collective(
-    op: str, pairs, ranks, sources, targets, micro_batch: MicroBatch, chosen: Algorithms
-) -> Operation | None:
-    """The collective; None where the members' parts do not lie in their order."""
-    counts, axis, root = (), 0, 0
-    summed = op in ("all_reduce", "reduce_scatter", "reduce")
-    whole = next(r for r in (sources if summed else targets) if r is not None)
-    shape = micro_batch.shape(whole)
+def _collective(move: Transfer, pairs, chosen: Algorithms) -> Operation | None:
+    """The collective; None where the blocks of samples that the members have do not lie in their order.
+
+    Parts of another axis always do, as the parts of an axis of the mesh are cut again by the axes further in.
+    """
+    op, counts, axis, root = move.op, (), 0, 0
+    summed = OPERATIONS[op].before == "whole"
+    wholes, parts = (move.sources, move.targets) if summed else (move.targets, move.sources)
+    whole = next(r for r in wholes if r is not None)
     if op in ("reduce", "broadcast"):
-        root = next(i for i, r in enumerate(targets if summed else sources) if r is not None)
+        root = next(i for i, r in enumerate(parts) if r is not None)
     elif op != "all_reduce":
-        parts = targets if summed else sources
         cut = {(b if summed else a).axis for a, b in pairs}
         axis = cut.pop() % (len(whole.box) + 1)
-        counts = tuple(micro_batch.shape(r)[axis] for r in parts)
-        if cut or not _in_order(parts, whole, axis):
+        counts = tuple(move.micro_batch.shape(r)[axis] for r in parts)
+        if cut or (axis == 0 and tuple(k for r in parts for k in r.blocks) != whole.blocks):
             return None
         holders = [i for i, n in enumerate(counts) if n]
-        if (
-            axis == 0 and len(holders) == 1
-        ):  # gathering what one member has all of, or summing for it (OWT's scheme b)
+        if axis == 0 and len(holders) == 1:  # what one member has all of, or gets all of (OWT's scheme b)
             op, root, counts = "reduce" if summed else "broadcast", holders[0], ()
+    shape = move.micro_batch.shape(whole)
     return Operation(op, shape, axis, counts, root=root, algorithm=getattr(chosen, op))
 
 
-def _in_order(parts: Sequence[Region], whole: Region, axis: int) -> bool:
-    """Whether the parts, one after the other along an axis, are the whole."""
-    if axis == 0:
-        blocks = tuple(k for r in parts for k in r.blocks)
-        return blocks == whole.blocks and all(r.box == whole.box for r in parts)
-    edges = [r.box[axis - 1] for r in parts]
-    joined = all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
-    return joined and (edges[0][0], edges[-1][1]) == whole.box[axis - 1]
-
-
-def _pieces(pairs, blocks: Blocks, axes, ranks, sources, targets, micro_batch: MicroBatch) -> Iterator[Piece]:
+def _pieces(move: Transfer, pairs, mesh: Mesh) -> Iterator[Piece]:
     """All that is given, in order of the givers."""
-    places = [[blocks.mesh.coordinate(r, axis) for axis in axes] for r in ranks]
+    places = [[mesh.coordinate(r, axis) for axis in move.axes] for r in move.ranks]
     # what is the same everywhere, and terms of a sum, each member takes from itself
     own = [n for n, (a, b) in enumerate(pairs) if a == Replicate() or b == Partial()]
-    first = [
-        n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()
-    ]  # of equal copies, as a term
+    # of equal copies, one is a term
+    first = [n for n, (a, b) in enumerate(pairs) if a == Replicate() and b == Partial()]
     near: dict[tuple[int, ...], list[int]] = {}
     for j, place in enumerate(places):
         near.setdefault(tuple(place[n] for n in own), []).append(j)
-    for i, held in enumerate(sources):
+    for i, held in enumerate(move.sources):
         if held is None or any(places[i][n] for n in first):
             continue
         for j in near[tuple(places[i][n] for n in own)]:
-            if targets[j] is not None:
-                for region in pieces(held, targets[j], micro_batch):
+            if move.targets[j] is not None:
+                for region in pieces(held, move.targets[j], move.micro_batch):
                     yield Piece(i, j, region)

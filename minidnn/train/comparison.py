@@ -130,6 +130,6 @@ class Comparison:
         transfer = next(t for t in moves if t.op == note.op)
         if whole is None or transfer.adds:
             return None
-        flat = transfer.expected(whole[transfer.micro_batch.samples()], comm.rank)
+        flat = transfer.expected(whole, comm.rank)
         known = transfer.operation
         return Expected(flat, known.elements(), known.root) if known else Expected(flat, flat.size)
