@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from closed_forms import messages
+from transport import Transport
 
 from minidnn.comm import collectives, threads, trace_files
 from minidnn.comm.algorithms import ALGORITHMS
@@ -48,7 +49,7 @@ def test_a_rank_is_in_exactly_one_state_and_the_times_close():
 def test_scopes_nest_and_end_even_when_something_is_raised():
     ledger = Ledger()
     with ledger.scope(layer="fc6", phase="backward"):
-        with pytest.raises(KeyError), ledger.scope(tensor="W", chunk=2):
+        with pytest.raises(KeyError), ledger.scope(tensor="W", micro_batch=2):
             assert ledger.labels == Labels(None, "backward", "fc6", "W", 2, "")
             raise KeyError
         assert ledger.labels == Labels(phase="backward", layer="fc6")
@@ -79,15 +80,15 @@ def test_spans_of_a_trace_are_the_time_line():
 
 
 def test_a_collective_in_flight_is_recorded_under_its_own_labels():
-    """Its time goes to the layer and chunk that started it, the computation around it keeps its own."""
+    """Its time goes to the layer and micro-batch that started it, the computation around it keeps its own."""
 
     def main(comm):
         ledger = comm.ledger
         ledger.trace()
         ledger.begin_step(1)
-        with ledger.scope(layer="conv5", phase="gradient sync", chunk=0):
+        with ledger.scope(layer="conv5", phase="gradient sync", micro_batch=0):
             pending = collectives.all_reduce.start(comm, np.ones(8))
-        with ledger.scope(layer="conv1", phase="backward", chunk=3):
+        with ledger.scope(layer="conv1", phase="backward", micro_batch=3):
             before = ledger.state("compute", flops=5)
             while not pending.test():
                 pass
@@ -96,7 +97,7 @@ def test_a_collective_in_flight_is_recorded_under_its_own_labels():
         return [record for record in ledger.records() if record["kind"] == "span"]
 
     for spans in threads.run(2, main):
-        assert {(s["state"], s["layer"], s["phase"], s["chunk"]) for s in spans} == {
+        assert {(s["state"], s["layer"], s["phase"], s["micro_batch"]) for s in spans} == {
             ("other", "", "", None),
             ("comm", "conv5", "gradient sync", 0),
             ("compute", "conv1", "backward", 3),
@@ -171,14 +172,15 @@ def test_records_of_every_collective_are_its_messages(p):
         )
 
     def main(comm, call):
+        transport = Transport(comm)
         comm.ledger.trace()
         comm.ledger.begin_step(7)
         with comm.ledger.scope(
-            phase="gradient sync", layer="fc6", tensor="fc6.W", chunk=1, cause="replicated"
+            phase="gradient sync", layer="fc6", tensor="fc6.W", micro_batch=1, cause="replicated"
         ):
             call(comm)
         records = [record for record in comm.ledger.records() if record["kind"] == "message"]
-        return records, comm.traffic.totals()
+        return records, transport.totals()
 
     for (op, algorithm), call in calls.items():
         everything = threads.run(p, main, call)
@@ -192,7 +194,7 @@ def test_records_of_every_collective_are_its_messages(p):
                 got.append((r["index"], r["count"], peer, (r["stop"] - r["start"]), r["side"]))
                 assert r["bytes"] == 4 * (r["stop"] - r["start"]) and r["dtype"] == "float32"
                 assert (r["op"], r["algorithm"], r["group"]) == (op, algorithm, tuple(range(p)))
-                labels = [r[name] for name in ("step", "phase", "layer", "tensor", "chunk", "cause")]
+                labels = [r[name] for name in ("step", "phase", "layer", "tensor", "micro_batch", "cause")]
                 assert labels == [7, "gradient sync", "fc6", "fc6.W", 1, "replicated"]
                 assert r["posted"] <= r["done"]
                 side = sends if r["side"] == "send" else receives

@@ -55,9 +55,7 @@ class Communicator(ABC):
     nodes : tuple of int
         The node (host) of each member.
     ledger : Ledger
-        Shared with the communicators split from this one, as ``traffic`` and ``debug`` are.
-    traffic : Traffic
-        Counted by the transport.
+        Shared with the communicators split from this one, as ``debug`` is.
     debug : bool
         Compare a header before every collective and message (:mod:`.headers`).
     """
@@ -66,7 +64,6 @@ class Communicator(ABC):
         attrgetter("engine.ledger"), lambda self, ledger: setattr(self.engine, "ledger", ledger)
     )
     debug = property(attrgetter("engine.debug"), lambda self, debug: setattr(self.engine, "debug", debug))
-    traffic = property(attrgetter("engine.traffic"))
 
     def __init__(self, rank: int, ranks: Sequence[int], nodes: Sequence[int], engine: Engine | None = None):
         self.rank, self.size = rank, len(ranks)
@@ -115,10 +112,7 @@ class Communicator(ABC):
     def _single(self, side, array, peer, tag):
         """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
-            self.traffic.control += side == "send"
-            request = self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
-            request.note = Note("control", "direct", self.ledger.labels)
-            return request
+            return self._begin(side, array, peer, tag, Note("control", "direct", self.ledger.labels))
         check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
         cell = ledger.cell("send")
@@ -135,12 +129,15 @@ class Communicator(ABC):
 
     def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
         """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
-        engine = self.engine
-        if engine.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
+        if (
+            self.engine.ledger.tracing
+        ):  # before it is posted: no message may seem to arrive before it was sent
             self.record(side, peer, tag, note, block.nbytes, block.dtype, span, block)
-        engine.traffic.count(side, block.nbytes)
         note.count(side, block.nbytes)
-        request = self._isend(block, peer, tag) if side == "send" else self._irecv(block, peer, tag)
+        return self._begin(side, block, peer, tag, note)
+
+    def _begin(self, side, array, peer, tag, note):
+        request = (self._isend if side == "send" else self._irecv)(array, peer, tag)
         request.note = note
         return request
 
@@ -225,11 +222,8 @@ class Communicator(ABC):
         everyone = np.empty((self.size, *own.shape), own.dtype)
         everyone[self.rank] = own
         others = [(self.rank + k) % self.size for k in range(1, self.size)]
-        requests = [self.irecv(everyone[r].reshape(-1), r, tag) for r in others]
-        requests += [self.isend(own.reshape(-1), r, tag) for r in others]
-        for request in requests:
-            request.note = note
-        yield requests
+        requests = [self._begin("recv", everyone[r].reshape(-1), r, tag, note) for r in others]
+        yield requests + [self._begin("send", own.reshape(-1), r, tag, note) for r in others]
         return everyone
 
     def exchange_texts(self, text: str) -> list[str]:

@@ -71,16 +71,12 @@ def _borrow(kept, xp, dtype, n):
 
 
 def _library(comm, own: Rounds, flat, tag) -> Generator:
-    """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
-
-    The transport's counters, which cannot see what the library sends either, are told the same.
-    """
+    """The steps of the transport's own all_reduce, counted and recorded as its pattern says."""
     ledger = comm.ledger
     labels, cell = ledger.labels, ledger.cell("all_reduce")
     note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
     for move in (move for moves in own for move in moves):
         nbytes = move.elements * flat.itemsize
-        comm.traffic.count(move.kind, nbytes)
         note.count(move.kind, nbytes)
         if ledger.tracing:
             comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))

@@ -45,7 +45,7 @@ def _moves(plan: Planned, rank: int):
             continue
         for b in batches(plan, rank, [event]):
             counts = b.counts if isinstance(b.counts, int) else tuple(b.counts)
-            what = b.op, b.algorithm, len(b.group), counts, 0, _nodes(plan, b.algorithm, b.group), 0
+            what = b.op, b.algorithm, len(b.group), counts, 0, _nodes(plan, b.algorithm, b.group)
             yield what, b.group, (b.phase, b.op, b.tag, b.group), b.itemsize
 
 
@@ -97,13 +97,11 @@ def _of_transfer(t: Transfer, plan: Planned) -> tuple[int, int]:
         )
     op, algorithm = t.operation.collective, t.algorithm or ALGORITHMS[t.operation.collective][0]
     nodes = _nodes(plan, algorithm, t.ranks)
-    return _sent(
-        op, algorithm, len(t.ranks), t.operation.elements(), t.operation.root, nodes, t.operation.dest
-    )
+    return _sent(op, algorithm, len(t.ranks), t.operation.elements(), t.operation.root, nodes)
 
 
 @lru_cache(maxsize=1024)
-def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes, dest: int) -> tuple[int, int]:
+def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes) -> tuple[int, int]:
     """Messages and elements that all members of a collective send."""
     if p == 1:
         return 0, 0
@@ -115,6 +113,6 @@ def _sent(op: str, algorithm: str, p: int, counts, root: int, nodes, dest: int) 
         if algorithm in ("ring", "direct") and all(m.elements == 1 for m in sends):
             blocks = counts if op in BLOCKED else split_counts(counts, p)
             return len(sends) * sum(n > 0 for n in blocks), len(sends) * sum(blocks)
-    everyone = (rounds(op, algorithm, p, member, counts, root, nodes=nodes, dest=dest) for member in range(p))
+    everyone = (rounds(op, algorithm, p, member, counts, root, nodes=nodes) for member in range(p))
     sends = [m.elements for own in everyone for moves in own for m in moves if m.kind == "send"]
     return len(sends), sum(sends)
