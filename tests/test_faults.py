@@ -26,6 +26,8 @@ ITSELF = {("before", "exits with 0")}  # Open MPI ends the others in some cases 
 @needs_mpi
 @pytest.mark.parametrize(("when", "what", "strategy", "victim"), CASES)
 def test_the_run_ends(when, what, strategy, victim):
+    if LIBRARY == "Open MPI" and when == "after" and what != "os._exit(3)":
+        pytest.skip("prterun 5.0 itself crashes or hangs now and then when all its ranks have been killed")
     code, _, out = inject(when, what, victim, strategy, seed=0, launcher=(MPIRUN, *FLAGS))
     words = ENDS[when, what][1]
     assert code != 0, out

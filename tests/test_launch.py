@@ -82,11 +82,11 @@ PINNED = """
 import os, sys
 from minidnn.launch import launch, launchers
 os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[launchers.rank() if sys.argv[1] == "own" else 0]})
-from minidnn.backend import blas
+from minidnn.backend import openblas
 from minidnn.launch import threads
 
 def main(comm):
-    os.write(1, f"{blas.get_threads()} {comm.crowded} {threads.status()}\\n".encode())
+    os.write(1, f"{openblas.get_threads()} {comm.crowded} {threads.status()}\\n".encode())
 
 launch(main)
 """

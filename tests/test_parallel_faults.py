@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mpi import mpirun
 from parallel_cases import (
     CLASSES,
     LIMIT,
@@ -430,3 +431,31 @@ def test_labels_of_sequences(strategy):
         assert samples == 12 * 7
         for name in whole or ():
             np.testing.assert_allclose(whole[name], state[name], rtol=0, atol=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "refused"), [("place({'*': Replicate()})", True), ("place({'*': Shard(0)})", False)]
+)
+def test_ranks_that_round_otherwise_are_found_out(strategy, refused):
+    """Other numbers of BLAS threads give other bits: refused where ranks compute the same, each by itself."""
+    pytest.importorskip("mpi4py")
+    program = f"""
+    import os
+    rank = os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]
+    os.environ["OPENBLAS_NUM_THREADS"] = str(1 + int(rank))
+    from minidnn import nn
+    from minidnn.launch import launch
+    from minidnn.parallel import Executor, Options, Replicate, Shard, place
+
+    def main(comm):
+        model = nn.mlp(4, hidden=(8, 8), classes=3)
+        Executor(model, (4,), {strategy}(model, (4,), 2, Options()), comm, 8)
+
+    launch(main)
+    """
+    run = mpirun(2, program, timeout=60, env={"OPENBLAS_NUM_THREADS": ""})
+    assert (run.returncode != 0) == refused, run.stderr
+    assert (
+        not refused
+        or "the number of BLAS threads (replicas round by it) is 1 on rank 0 but 2 on rank 1" in run.stderr
+    )

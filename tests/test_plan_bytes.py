@@ -154,3 +154,38 @@ def test_two_towers():
         wanted = {(phase, layer): n for layer, n in half.items() for phase in ("forward", "backward")}
         wanted["forward" if rank else "backward", "fc8"] = batch * HIDDEN * ITEM // 2
         assert bytes_sent == wanted
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_halo_of_alexnet(ranks):
+    """Rows of the images split over ranks: what the windows of a rank's outputs look at beyond its own rows.
+
+    A layer with a kernel of k rows, stride s and padding p, whose rank has rows [a, b) of its input and [c, d) of its
+    output, reads rows cs - p to (d - 1)s - p + k, as far as the image goes. Backward the gradients of these go back.
+    """
+    model, batch = nn.build("alexnet", image=227, classes=10), 8
+    options = Options(batch=batch)
+    plan = make_plan(
+        model, (227, 227, 3), make_strategy("spatial", model, (227, 227, 3), ranks, options), batch
+    )
+    sent = sum(m.bytes for r in range(ranks) for m in plan.messages(r) if m.kind == "send" and m.op == "halo")
+
+    def parts(n):
+        edges = [sum(n // ranks + (i < n % ranks) for i in range(r)) for r in range(ranks + 1)]
+        return list(zip(edges, edges[1:], strict=False))
+
+    expected, images_seen = 0, True
+    for _, layer, ((height, *rest), *_), out in (
+        (n, x, s, o) for n, x, s, o in model.shapes((227, 227, 3)) if len(s[0]) == 3
+    ):
+        if not hasattr(layer, "kernel_size"):
+            continue
+        window = layer.window((height, rest[0]))
+        k, s, p = window.kernel[0], window.stride[0], window.padding[0][0]
+        for (a, b), (c, d) in zip(parts(height), parts(out[0]), strict=True):
+            low, high = max(0, c * s - p), min(height, (d - 1) * s - p + k)
+            rows = max(0, a - low) + max(0, high - b) - max(0, a - high) - max(0, low - b)
+            # the images are loaded whole, so the first layer asks nobody
+            expected += 0 if images_seen else 2 * rows * rest[0] * rest[1] * batch * 4
+        images_seen = False
+    assert sent == expected > 0

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from .communicator import Note, ProtocolError
 from .staging import Request
 
-if TYPE_CHECKING:
-    from .mpi import MPICommunicator
-
 SLICE = 4 << 20  # bytes: what a call that blocks is given at a time
 
 
-def all_reduce(comm: MPICommunicator, flat) -> Generator:
+def all_reduce(comm: Any, flat) -> Generator:
     """The steps of the MPI library's own all_reduce, in place.
 
     Blocking calls are given the array in slices of 4 MiB: in one call a library spends most of a large

@@ -89,11 +89,25 @@ class _Guard:
     def __enter__(self):
         if self.witness is not None:
             faulthandler.register(signal.SIGQUIT)  # the witness's question where it is
+            self.inside = True
+            for name in ("_exit", "execv", "execve"):
+                setattr(os, name, self._ending(getattr(os, name)))
             self.witness.meet(self.control)
             self.comm.engine.find_departed = self._look
             self.comm.engine.alive = launch._alive = self.alive
             self.witness.tell("run", self.stall, self.comm.rank)
         return self
+
+    def _ending(self, end):
+        """``end``, which ends the rank with nobody noticing, or none but the launcher.  That of MPICH may take its
+        code 0, or that of another program, for the run's: so it is killed."""
+
+        def ending(first, *others):
+            if self.inside and os.getpid() == self.pid and (others or first == 0):
+                os.kill(self.pid, signal.SIGKILL)
+            end(first, *others)
+
+        return ending
 
     def alive(self) -> None:
         """This rank is not stuck, and so the run is not."""
@@ -109,6 +123,7 @@ class _Guard:
             if code:  # but its failure is that of its rank
                 os.kill(self.pid, signal.SIGKILL)
             os._exit(code)
+        self.inside = False
         try:
             if code == 0:
                 self._leave_normally()

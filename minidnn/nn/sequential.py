@@ -53,6 +53,7 @@ class Sequential(Module):
     ):
         self.layers: dict[str, Module] = {}
         self.sources: dict[str, tuple[str, ...]] = {}
+        self._order: list | None = None
         self.inputs = (INPUT, *external)
         for name, layer in _named(layers):
             layer, *takes = layer if isinstance(layer, tuple) else (layer,)
@@ -81,7 +82,7 @@ class Sequential(Module):
                 raise ValueError(
                     f"{name} takes {source!r}, which is no earlier layer ({', '.join(self.layers)})"
                 )
-        self.layers[name], self.sources[name] = layer, sources
+        self.layers[name], self.sources[name], self._order = layer, sources, None
         self.set_name(self.name)
 
     def _add_flat(self, name: str, block: "Sequential", takes: Sequence[str]) -> None:
@@ -99,21 +100,27 @@ class Sequential(Module):
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """Call the layers in order; ``extra`` are the values of ``external``."""
         kept = dict(zip(self.inputs, (x, *extra), strict=True))
-        last = {
-            source: name for name, sources in self.sources.items() for source in sources
-        }  # who takes it last
-        tape = current_tape()
+        tape, layers = current_tape(), self.layers
         outer = tape.layer
         try:
-            for name, layer in self:
+            for name, sources, done in self._order or self._ordered():
                 tape.layer = name  # what the nodes are called in errors and in the ledger
-                x = kept[name] = layer(*(kept[source] for source in self.sources[name]))
-                for source in self.sources[name]:
-                    if last[source] == name:
-                        kept.pop(source, None)
+                x = kept[name] = layers[name](*[kept[source] for source in sources])
+                for source in done:
+                    del kept[source]
         finally:
             tape.layer = outer
         return x
+
+    def _ordered(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        """Of each layer: its name, what it takes, and what nobody takes after it."""
+        last = {source: name for name, sources in self.sources.items() for source in sources}
+        done = {
+            name: tuple(s for s in dict.fromkeys(own) if last[s] == name)
+            for name, own in self.sources.items()
+        }
+        self._order = [(name, own, done[name]) for name, own in self.sources.items()]
+        return self._order
 
     def input_shapes(self, shape: Shape | Mapping[str, Shape], *extra: Shape) -> dict[str, Shape]:
         """The shape of each input, by name, given in order or as such a mapping."""

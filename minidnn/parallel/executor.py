@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import nn
-from ..backend import to_host
+from ..backend import to_host, workers
 from ..comm import collectives
 from ..comm.communicator import Communicator
 from ..errors import InputError
@@ -93,6 +93,8 @@ class Executor:
         self._plans: dict[tuple[int, bool], Plan] = {}
         self._planning = Lock()  # the loader's thread asks for plans, too
         self.plan = self.plan_for(batch, training=True)
+        if self.plan.repeats:
+            check_same(comm, {"the number of BLAS threads (replicas round by it)": workers.threads()})
         self.groups: dict[tuple[str, ...], Communicator] = {}
         for axes in self.plan.groups:  # the same ones, in one order, on every rank
             ranks = self.plan.mesh.group(self.rank, axes)

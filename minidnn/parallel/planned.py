@@ -17,7 +17,7 @@ import numpy as np
 from ..comm.algorithms import split_counts
 from ..nn import Module
 from .mesh import Mesh, split
-from .placement import Blocks, Layout, MicroBatch, Region
+from .placement import Blocks, Layout, MicroBatch, Region, Replicate
 from .rule import Derived
 from .strategy import Options
 from .transfer import Transfer, steps, transfers
@@ -333,6 +333,16 @@ class Planned:
             for layer in stage.layers:
                 found |= {v.sums for v in layer.derived.variables.values()} | {layer.derived.statistics}
         return sorted(found - {()})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether ranks compute the same gradients each by itself: then all must round alike."""
+        variables = (v for layer in self.layers for v in layer.derived.variables.values())
+        return self.options.fc_gradients == "factors" or any(
+            p == Replicate() and n > 1 and axis not in v.sums
+            for v in variables
+            for axis, n, p in zip(self.mesh.names, self.mesh.sizes, v.layout, strict=True)
+        )
 
     def runs(self, rank: int, layer: LayerPlan) -> bool:
         """Whether a rank computes anything of a layer."""
