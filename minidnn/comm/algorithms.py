@@ -132,22 +132,19 @@ def normalise(op: str, algorithm: str, p: int, counts):
         raise InputError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
     if algorithm not in _PATTERNS[op]:
         raise InputError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
+    even = isinstance(counts, int) and split_counts(counts, p)
     if op in BLOCKED:
-        counts = split_counts(counts, p) if isinstance(counts, int) else tuple(map(int, counts))
-        if len(counts) != p or min(counts) < 0:
-            raise InputError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
-    elif op == "all_to_all":
-        if isinstance(counts, int):  # every rank cuts its n elements evenly
-            counts = (split_counts(counts, p),) * p
-        counts = tuple(tuple(map(int, row)) for row in counts)
-        if len(counts) != p or any(len(row) != p or min(row) < 0 for row in counts):
-            raise InputError(
-                f"all_to_all over {p} ranks needs a {p} x {p} matrix of counts >= 0, got {counts}"
-            )
+        counts = even or tuple(map(int, counts))
+        fits, expected = len(counts) == p and min(counts) >= 0, f"over {p} ranks needs {p} counts"
+    elif op == "all_to_all":  # by default every rank cuts its elements evenly
+        counts = (even,) * p if even else tuple(tuple(map(int, row)) for row in counts)
+        fits = len(counts) == p and all(len(row) == p and min(row) >= 0 for row in counts)
+        expected = f"over {p} ranks needs a {p} x {p} matrix of counts"
     else:
         counts = int(counts)
-        if counts < 0:
-            raise InputError(f"{op} needs a length >= 0, got {counts}")
+        fits, expected = counts >= 0, "needs a length"
+    if not fits:
+        raise InputError(f"{op} {expected} >= 0, got {counts}")
     return counts
 
 
@@ -171,11 +168,8 @@ def rounds(
     p, rank : int
         Number of ranks, and whose rounds.
     counts : int or sequence
-        ``all_reduce``, ``broadcast``, ``reduce``: the length n.  ``reduce_scatter``, ``all_gather``,
-        ``scatter``, ``gather``: the elements of each rank's block (an int is split evenly).
-        ``all_to_all``: the matrix whose entry ``[i][j]`` is what rank i sends to rank j.
-    root : int
-        Of ``broadcast``, ``reduce``, ``scatter``, ``gather``.
+        The length n; of operations in :data:`BLOCKED` the elements of each rank's block (an int is split evenly);
+        of ``all_to_all`` the matrix whose entry ``[i][j]`` is what rank i sends to rank j.
     nodes : sequence of int, optional
         For "hierarchical": the node id of each rank (default: all on one node).
     segments : int, optional

@@ -1,7 +1,5 @@
-"""What callers hand to the communicator and the collectives, checked in constant time before anything is sent.
-
-The same mistake gives the same error on every transport: MPI by itself would read a list, a rank or a layout
-that it cannot use in its own way, or end the process.
+"""What callers hand over, checked in constant time before anything is sent: a mistake gives the same error on every
+transport, where MPI by itself would read what it cannot use in its own way, or end the process.
 """
 
 from __future__ import annotations
@@ -28,19 +26,11 @@ def check_array(what: str, x: Any) -> None:
 
 
 def check_message(what: str, array: Any, peer: Any, size: int, tag: int, tags: int) -> None:
-    """Check one message: a contiguous array, to or from a rank of the group, with a tag that is free to use.
-
-    Raises
-    ------
-    TypeError
-        Not an array of numbers.
-    ValueError
-        A layout with gaps, a rank outside of 0 ... size - 1, or a tag outside of 0 ... tags - 1.
-    """
+    """Raise a TypeError or ValueError unless this is a contiguous array of numbers, to or from a rank of the group,
+    with a tag below ``tags``."""
     if isinstance(array, np.generic):
-        raise TypeError(
-            f"{what}: expected an array, got a number of type {type(array).__name__}; use np.asarray"
-        )
+        kind = type(array).__name__
+        raise TypeError(f"{what}: expected an array, got a number of type {kind}; use np.asarray")
     check_array(what, array)
     if not array.flags.c_contiguous:
         raise ValueError(
@@ -50,14 +40,12 @@ def check_message(what: str, array: Any, peer: Any, size: int, tag: int, tags: i
     if not (isinstance(peer, int | np.integer) and 0 <= peer < size):
         raise ValueError(f"{what}: rank {peer!r}, expected one of 0 ... {size - 1}")
     if not 0 <= tag < tags:
-        raise ValueError(
-            f"{what}: tag {tag}, expected one of 0 ... {tags - 1} (higher ones are the collectives')"
-        )
+        expected = f"one of 0 ... {tags - 1} (higher ones are the collectives')"
+        raise ValueError(f"{what}: tag {tag}, expected {expected}")
 
 
 def check_requests(what: str, requests: Any) -> None:
     """Raise a TypeError unless this is a list of requests (or another sequence of them)."""
     if not isinstance(requests, Sequence):
-        raise TypeError(
-            f"{what}: expected a list of requests, got {short(requests)}; write comm.{what}([request])"
-        )
+        hint = f"write comm.{what}([request])"
+        raise TypeError(f"{what}: expected a list of requests, got {short(requests)}; {hint}")

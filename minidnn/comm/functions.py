@@ -6,10 +6,10 @@ the whole table, which is data: :data:`.algorithms.OPERATIONS`.  One value used 
 be added up (broadcast and reduce, all_gather and reduce_scatter); what only changes places is put back
 (scatter and gather, all_to_all, a message).
 
-all_reduce is the line that is asked about.  If its result feeds p separate losses, whose
-sum is the objective, each input is used p times and the gradient is the sum of the p gradients: all_reduce.
-If instead the p copies stand for one replicated value, and the loss is computed alike on all ranks but
-counted once, the two halves come apart (Megatron's f and g; Shoeybi et al., arXiv 1909.08053, section 3):
+If the result of an all_reduce feeds p separate losses, whose sum is the objective, each input is used p times
+and the gradient is the sum of the p gradients: all_reduce.  If instead the p copies stand for one replicated
+value, and the loss is computed alike on all ranks but counted once, the two halves come apart (Megatron's f
+and g; Shoeybi et al., arXiv 1909.08053, section 3):
 
 - ``copy_to``: forward identity, backward all_reduce: a replicated value enters work that is split;
 - ``reduce_from``: forward all_reduce, backward identity: the parts of a sum become one replicated value.
@@ -22,7 +22,6 @@ enabled on all or on none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -74,9 +73,9 @@ class Messages(Function):
     def forward(self, *xs):
         if xs:
             self.dtype, self.xp = xs[0].dtype, array_module(xs[0])
-        self.sent = {peer: x.shape for peer, x in zip(self.peers, xs, strict=True)}
-        got = self._run(dict(zip(self.peers, xs, strict=True)), self.shapes)
-        return got or self.xp.empty(0, self.dtype)
+        blocks = dict(zip(self.peers, xs, strict=True))
+        self.sent = {peer: x.shape for peer, x in blocks.items()}
+        return self._run(blocks, self.shapes) or self.xp.empty(0, self.dtype)
 
     def backward(self, *gys):
         pairs = zip(self.shapes.items(), gys, strict=False)
@@ -94,9 +93,9 @@ def sendrecv(
     comm: Communicator,
     blocks: Mapping[int, Tensor],
     shapes: Mapping[int, Sequence[int]],
-    dtype: Any = None,
-    tag: int = 0,
-    xp: Any = np,
+    dtype=None,
+    tag=0,
+    xp=np,
 ) -> dict[int, Tensor]:
     """Send each peer its tensor, and receive one of the given shape from each, all at once.
 
