@@ -18,9 +18,8 @@ from .checks import check_message, check_requests
 from .engine import Engine, Note, Pending
 from .ledger import DONE
 
-# Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
-# order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
-# message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
+# Tags: SPACE of them each for single messages, collectives that a plan names, collectives in the order of starting, and
+# control (splits, clocks, weights), which no ledger counts; + HEADERS for what the debug check sends ahead of them.
 SPACE = 1 << 16
 NAMED, SEQUENCE, CONTROL, HEADERS = SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
 EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
@@ -44,16 +43,12 @@ class StallError(CommunicationError):
 
 
 class Communicator(ABC):
-    """A group of ranks that can send to one another.
+    """A group of ranks that can send to one another; this one is ``rank`` of ``size``.
 
     Attributes
     ----------
-    rank, size : int
-        This rank's place in the group, and the size of the group.
-    ranks : tuple of int
-        The world rank of each member.
-    nodes : tuple of int
-        The node (host) of each member.
+    ranks, nodes : tuple of int
+        The world rank and the node (host) of each member.
     ledger : Ledger
         Shared with the communicators split from this one, as ``debug`` is.
     debug : bool
@@ -71,18 +66,12 @@ class Communicator(ABC):
         self.engine = Engine() if engine is None else engine
         self.sequence = 0
 
-    # -- messages ----------------------------------------------------------------------------------------
-
     def isend(self, array, dest: int, tag: int = 0):
         """Begin to send a contiguous array; it must not change until the request is complete.
 
         Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 65,535.  In the ledger and in a
-        trace the message is a "send", as that of :func:`.collectives.send` is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            No array, one that is not contiguous, a rank that does not exist, or a tag out of range.
+        trace the message is a "send", as that of :func:`.collectives.send` is.  TypeError or ValueError where
+        array, rank or tag cannot be used.
         """
         return self._single("send", array, dest, tag)
 
@@ -115,8 +104,7 @@ class Communicator(ABC):
             return self._begin(side, array, peer, tag, Note("control", "direct", self.ledger.labels))
         check_message(f"i{side}", array, peer, self.size, tag, SPACE)
         ledger, block = self.ledger, array.reshape(-1)
-        cell = ledger.cell("send")
-        note = Note("send", "direct", ledger.labels, cell=cell, tracing=ledger.tracing)
+        note = Note("send", "direct", ledger.labels, cell=ledger.cell("send"), tracing=ledger.tracing)
         before = ledger.state("comm")
         try:
             return self.post(side, block, peer, tag, note, (0, block.size))
@@ -144,10 +132,11 @@ class Communicator(ABC):
     def record(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
         """Record this rank's end of a message in the trace."""
         ledger, ends, difference = self.ledger, (self.ranks[self.rank], self.ranks[peer]), None
-        if side == "send" and ledger.reference is not None and block is not None:
+        if side == "recv":
+            ends = ends[::-1]
+        elif ledger.reference is not None and block is not None:
             difference = ledger.reference(self, note, tag, block, span)
         how = note.op, note.algorithm, note.index, note.rounds
-        ends = ends if side == "send" else ends[::-1]
         details = *ends, tag, nbytes, dtype.name, span, difference
         note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
 
@@ -181,8 +170,6 @@ class Communicator(ABC):
     def abort(self, code: int = 1) -> None:
         """End all ranks."""
 
-    # -- collectives in flight ---------------------------------------------------------------------------
-
     def start(self, generator: Iterator, tag: int | None = None) -> Pending:
         """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once.
 
@@ -209,8 +196,6 @@ class Communicator(ABC):
             return NAMED + running.tag
         self.sequence += 1
         return SEQUENCE + self.sequence % SPACE
-
-    # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
 
     def exchange(self, values, tag: int = EXCHANGE, op: str = "exchange") -> np.ndarray:
         """Every member's array of the same shape and dtype, stacked in order of rank."""
@@ -241,13 +226,12 @@ class Communicator(ABC):
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Communicators of the members of equal colour, in order of key, then rank; None for colour None."""
         wish = [-1 if color is None else int(color), int(key)]
-        table = self.exchange(np.array(wish, np.int64), op="split")
+        table = self.exchange(np.array(wish, np.int64), op="split").tolist()
         self.sequence += 1
         if color is None:
             return self._part(None, (), self.sequence)
-        chosen = [r for r in range(self.size) if table[r, 0] == color]
-        chosen.sort(key=lambda r: (table[r, 1], r))
-        return self._part(int(color), tuple(chosen), self.sequence)
+        chosen = sorted((own_key, r) for r, (own_color, own_key) in enumerate(table) if own_color == color)
+        return self._part(int(color), tuple(r for _, r in chosen), self.sequence)
 
     @abstractmethod
     def _part(self, color, members, sequence):
