@@ -4,11 +4,22 @@ from minidnn.comm.communicator import CONTROL
 
 
 class Transport:
-    """Counts from now on: messages sent, bytes sent, messages received, bytes received; and control messages sent."""
+    """Counts from now on, of a communicator and those split from it from now on.
+
+    ``totals``: messages sent, bytes sent, messages received, bytes received; and control messages sent.  What an
+    all_reduce of the transport's own ("mpi") sends does not come by here.
+    """
 
     def __init__(self, comm):
         self.counts, self.control = [0, 0, 0, 0], 0
-        comm._isend, comm._irecv = self._counting(comm._isend, 0), self._counting(comm._irecv, 2)
+        self._watch(comm)
+
+    def _watch(self, comm):
+        if comm is not None:
+            comm._isend, comm._irecv = self._counting(comm._isend, 0), self._counting(comm._irecv, 2)
+            part = comm._part
+            comm._part = lambda *args: self._watch(part(*args))
+        return comm
 
     def _counting(self, post, column):
         def counted(array, peer, tag):

@@ -1,7 +1,7 @@
 """Layers, containers, initialisers and models."""
 
 from minidnn.nn import init
-from minidnn.nn.activations import GELU, Identity, LeakyReLU, SiLU
+from minidnn.nn.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from minidnn.nn.containers import ModuleDict, ModuleList
 from minidnn.nn.context import Context, context, current_context
 from minidnn.nn.dropout import Dropout
@@ -16,10 +16,6 @@ from minidnn.nn.layers import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
 )
 from minidnn.nn.models import MODELS, alexnet, build, lenet, linear_regression, logistic_regression, mlp
 from minidnn.nn.module import Module

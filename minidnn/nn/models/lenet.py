@@ -1,7 +1,8 @@
 """LeNet-5 (LeCun et al. 1998, sec. II.B), with two simplifications that have become usual."""
 
+from minidnn.nn.activations import Tanh
 from minidnn.nn.init import glorot_uniform
-from minidnn.nn.layers import AvgPool2d, Conv2d, Flatten, Linear, Tanh
+from minidnn.nn.layers import AvgPool2d, Conv2d, Flatten, Linear
 from minidnn.nn.models.sizes import flat_features, image_shape, scaled
 from minidnn.nn.sequential import Sequential
 
