@@ -105,11 +105,8 @@ class Conv2d(Affine):
 
     def product(self, x: Any, W: Any) -> Any:
         if x.ndim != 4 or W.ndim != 4 or x.shape[-1] != W.shape[2] * self.groups or W.shape[3] % self.groups:
-            raise wrong_shape(
-                "conv2d",
-                f"x {x.shape}, W {W.shape}, groups {self.groups}",
-                "x (n, h, w, c), W (kh, kw, c / groups, o) with o divisible by groups",
-            )
+            expected = "x (n, h, w, c), W (kh, kw, c / groups, o) with o divisible by groups"
+            raise wrong_shape("conv2d", f"x {x.shape}, W {W.shape}, groups {self.groups}", expected)
         self.window = windows("conv2d", x.shape[1:3], W.shape[:2], *self.options)
         return convolve(x, W, self.window, self.groups)
 

@@ -21,10 +21,8 @@ def transposed_windows(
 ) -> Windows:
     """The windows of the convolution that takes the result back to `image`: their `size` is the result's."""
     operation = "conv_transpose2d"
-    kernel, stride, dilation = (
-        pair(value, name, operation)
-        for value, name in ((kernel, "kernel"), (stride, "stride"), (dilation, "dilation"))
-    )
+    given = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    kernel, stride, dilation = (pair(value, name, operation) for name, value in given.items())
     more = pair(output_padding, "output_padding", operation, least=0)
     extent = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     large = tuple(n * s + e for n, s, e in zip(image, stride, extent, strict=True))
@@ -37,10 +35,8 @@ def transposed_windows(
         raise ValueError(f"{place(operation)}: padding={padding!r} leaves no pixel of the result")
     window = windows(operation, size, kernel, stride, padding, dilation)
     if window.out != tuple(image):
-        raise ValueError(
-            f"{place(operation)}: output_padding={output_padding!r}, expected less than the stride {stride}"
-            f", and 0 with padding='same'"
-        )
+        expected = f"less than the stride {stride}, and 0 with padding='same'"
+        raise ValueError(f"{place(operation)}: output_padding={output_padding!r}, expected {expected}")
     return window
 
 

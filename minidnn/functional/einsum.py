@@ -65,8 +65,6 @@ def einsum(subscripts: str, *xs: Any) -> Tensor:
     most = max(extra)
     terms = [t.replace("...", spare[most - n : most]) for t, n in zip(terms, extra, strict=True)]
     if not arrow:
-        letters = "".join(terms)
-        out = "..." * ("..." in given) + "".join(
-            sorted(c for c in set(given) - set(",.") if letters.count(c) == 1)
-        )
+        once = sorted(c for c in set(given) - set(",.") if "".join(terms).count(c) == 1)
+        out = "..." * ("..." in given) + "".join(once)
     return Einsum(terms, out.replace("...", spare[:most]))(*xs)

@@ -82,9 +82,8 @@ def _as_tuples(value: Any) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _windows(operation, size, kernel, stride, padding, dilation, ceil_mode) -> Windows:
     """`windows` of options that can be looked up."""
-    kernel = pair(kernel, "kernel", operation)
-    stride = pair(stride, "stride", operation)
-    dilation = pair(dilation, "dilation", operation)
+    given = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    kernel, stride, dilation = (pair(value, name, operation) for name, value in given.items())
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f"{place(operation)}: padding={padding!r}, expected 'same', 'valid' or numbers")
@@ -92,9 +91,8 @@ def _windows(operation, size, kernel, stride, padding, dilation, ceil_mode) -> W
     elif isinstance(padding, tuple) and all(isinstance(p, tuple) for p in padding):
         sides = tuple(pair(p, "padding", operation, least=0) for p in padding)
         if len(sides) != 2:
-            raise ValueError(
-                f"{place(operation)}: padding={padding!r}, expected ((top, bottom), (left, right))"
-            )
+            expected = "((top, bottom), (left, right))"
+            raise ValueError(f"{place(operation)}: padding={padding!r}, expected {expected}")
     else:
         sides = tuple((p, p) for p in pair(padding, "padding", operation, least=0))
     out, around = [], []

@@ -148,9 +148,8 @@ def pool_windows(
         window.kernel, window.padding, image, window.stride, window.out, strict=True
     ):
         if before >= k or (out - 1) * s - before >= n:
-            raise ValueError(
-                f"{place(operation)}: padding {padding!r} leaves a window of {size} without a pixel"
-            )
+            problem = f"padding {padding!r} leaves a window of {size} without a pixel"
+            raise ValueError(f"{place(operation)}: {problem}")
     return window
 
 
@@ -189,8 +188,7 @@ def avg_pool2d(
     With `count_include_pad` the pixels of the padding are part of the mean, as zeros; what `ceil_mode` adds
     beyond it is not.
     """
-    window = _windows_for("avg_pool2d", x, size, stride, padding, ceil_mode)
-    counted = ((0, 0), (0, 0))
+    window, counted = _windows_for("avg_pool2d", x, size, stride, padding, ceil_mode), ((0, 0), (0, 0))
     if count_include_pad:
         counted = _windows_for("avg_pool2d", x, size, stride, padding, False).padding
     return AvgPool2d(window, counted)(x)

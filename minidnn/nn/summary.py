@@ -11,28 +11,14 @@ from minidnn.nn.sequential import Sequential
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer.
+    """One layer."""
 
-    Attributes
-    ----------
-    name, kind : str
-        Dotted name and class.
-    output_shape : tuple of int
-        Of one sample.
-    parameters : int
-        Trained values held by the layer.
-    macs : int
-        Multiply-accumulates of the forward pass per sample; the backward pass has about twice as many.
-    activation_bytes : int
-        Bytes of the output of the whole batch.
-    """
-
-    name: str
-    kind: str
-    output_shape: Shape
-    parameters: int
-    macs: int
-    activation_bytes: int
+    name: str  # dotted
+    kind: str  # class
+    output_shape: Shape  # of one sample
+    parameters: int  # trained values
+    macs: int  # of the forward pass per sample; the backward pass has about twice as many
+    activation_bytes: int  # of the output of the whole batch
 
 
 def summary_rows(
@@ -69,19 +55,11 @@ def summary(
     """
     rows = summary_rows(model, input_shape, batch, dtype)
     cells = [("layer", "kind", "output", "parameters", "MACs", "activation bytes")]
-    cells += [
-        (
-            row.name,
-            row.kind,
-            "x".join(map(str, row.output_shape)),
-            f"{row.parameters:,}",
-            f"{row.macs:,}",
-            f"{row.activation_bytes:,}",
-        )
-        for row in rows
-    ]
-    totals = (sum(getattr(row, key) for row in rows) for key in ("parameters", "macs", "activation_bytes"))
-    cells.append(("total", "", "", *(f"{total:,}" for total in totals)))
+    numbers = [(row.parameters, row.macs, row.activation_bytes) for row in rows]
+    for row, counts in zip(rows, numbers, strict=True):
+        cells.append((row.name, row.kind, "x".join(map(str, row.output_shape)), *(f"{n:,}" for n in counts)))
+    totals = [sum(counts[i] for counts in numbers) for i in range(3)]
+    cells.append(("total", "", "", *(f"{n:,}" for n in totals)))
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(

@@ -55,9 +55,8 @@ class Optimiser(ABC):
             params = [{"params": params}]
         defaults = {**self.defaults, **dict(zip(self.defaults, values, strict=False)), **options}
         if len(defaults) > len(self.defaults) or len(values) > len(defaults):
-            raise ValueError(
-                f"{type(self).__name__}: expected any of {', '.join(self.defaults)}; got {options}"
-            )
+            known = ", ".join(self.defaults)
+            raise ValueError(f"{type(self).__name__}: expected any of {known}; got {options}")
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
         self.iteration = 0
         self._state: dict[int, dict[str, Any]] = {}  # by id: the groups keep the parameters alive
@@ -194,23 +193,18 @@ def _part(parameter: Tensor, slot: str, value: Any) -> Any:
 
 def _listed(params: Any, where: str) -> list[Any]:
     """As a list; a tensor, a model and a mapping are refused: to iterate over them gives no parameters."""
-    if (
-        isinstance(params, (Tensor, Mapping))
-        or hasattr(params, "parameters")
-        or not isinstance(params, Iterable)
-    ):
-        raise TypeError(
-            f"{where}: expected a list, model.parameters() or [w], got a single {type(params).__name__}"
-        )
+    single = isinstance(params, (Tensor, Mapping)) or hasattr(params, "parameters")
+    if single or not isinstance(params, Iterable):
+        kind = type(params).__name__
+        raise TypeError(f"{where}: expected a list, model.parameters() or [w], got a single {kind}")
     return list(params)
 
 
 def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [key for key in given if key not in ("params", *defaults)]
     if unknown or "params" not in given:
-        raise ValueError(
-            f"group {number}: expected params and any of {', '.join(defaults)}; got {', '.join(given)}"
-        )
+        known = ", ".join(defaults)
+        raise ValueError(f"group {number}: expected params and any of {known}; got {', '.join(given)}")
     group = {**defaults, **given, "params": _listed(given["params"], f"group {number}")}
     for parameter in group["params"]:
         if not isinstance(parameter, Tensor):
