@@ -17,7 +17,7 @@ import numpy as np
 from minidnn.backend.kernels import plain
 from minidnn.backend.openblas import add_product
 from minidnn.backend.workers import each, spans, threads
-from minidnn.fast.taps import apply_taps, taps_into_image, taps_into_output
+from minidnn.fast.taps import apply_taps, meets, taps_into_image, taps_into_output
 from minidnn.functional.conv import channel_groups, columns, turned
 from minidnn.functional.geometry import Windows, pad
 
@@ -142,13 +142,7 @@ def _widened(x: np.ndarray, window: Windows) -> np.ndarray:
 
 def _reach(window: Windows) -> list[tuple[int, slice, slice]]:
     """(kernel row, image rows under it, output rows they belong to), the rows that reach furthest first."""
-    (h, _), (oh, _), top = window.size, window.out, window.padding[0][0]
-    found = []
-    for i in range(window.kernel[0]):
-        start, stop = max(0, top - i), min(oh, h + top - i)
-        if start < stop:
-            found.append((i, slice(start + i - top, stop + i - top), slice(start, stop)))
-    return sorted(found, key=lambda row: row[2].start - row[2].stop)
+    return sorted(meets(window, 0), key=lambda row: row[2].start - row[2].stop)
 
 
 def _kernel_rows(x: np.ndarray, y: np.ndarray, W_rows: np.ndarray, window: Windows) -> None:
