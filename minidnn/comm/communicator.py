@@ -93,8 +93,7 @@ class Communicator(ABC):
     def test(self, requests: Sequence) -> bool:
         """Whether all requests are complete; never waits."""
         check_requests("test", requests)
-        done = self._test(requests)
-        if done:
+        if done := self._test(requests):
             self._arrived(requests)
         return done
 
@@ -117,9 +116,7 @@ class Communicator(ABC):
 
     def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
         """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
-        if (
-            self.engine.ledger.tracing
-        ):  # before it is posted: no message may seem to arrive before it was sent
+        if self.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
             self.record(side, peer, tag, note, block.nbytes, block.dtype, span, block)
         note.count(side, block.nbytes)
         return self._begin(side, block, peer, tag, note)

@@ -74,10 +74,9 @@ class Engine:
     """The collectives that one rank has in flight, over all its communicators."""
 
     def __init__(self):
-        self.ledger = Ledger()
+        self.ledger, self.debug = Ledger(), False
         self.alive: Callable[[], None] = lambda: None  # a guard that watches for stalls puts its own here
         self.stalled = False  # no rank has given a sign of life for too long; the guard's, too
-        self.debug = False
         self.groups: list = []  # what a transport wants to know of this rank's groups
         self.pending: list[Pending] = []
         self.running: Pending | None = None  # whose generator runs at the moment

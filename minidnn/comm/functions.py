@@ -45,7 +45,7 @@ class Communicate(Function):
 
     def forward(self, x):
         self.empty = array_module(x).empty(0, x.dtype)
-        y = self._run(self.operation, x)
+        y = self.comm.start(steps(self.comm, self.operation, x)).wait()
         return self.empty if y is None else y
 
     def backward(self, gy):
@@ -53,11 +53,8 @@ class Communicate(Function):
         shape = adjoint.before(self.comm.rank)
         if shape is None or gy is None:  # nothing to bring, or zeros for peers that wait
             gy = array_module(self.empty).zeros(shape or 0, self.empty.dtype)
-        gx = self._run(adjoint, gy)
+        gx = self.comm.start(steps(self.comm, adjoint, gy)).wait()
         return gx if self.needs[0] else None
-
-    def _run(self, operation, x):
-        return self.comm.start(steps(self.comm, operation, x)).wait()
 
 
 class Messages(Function):
@@ -90,17 +87,12 @@ class Messages(Function):
 
 
 def sendrecv(
-    comm: Communicator,
-    blocks: Mapping[int, Tensor],
-    shapes: Mapping[int, Sequence[int]],
-    dtype=None,
-    tag=0,
-    xp=np,
+    comm: Communicator, blocks: Mapping[int, Tensor], shapes: Mapping, dtype=None, tag: int = 0, xp=np
 ) -> dict[int, Tensor]:
-    """Send each peer its tensor, and receive one of the given shape from each, all at once.
+    """Send each peer its tensor, and receive one of the given shape from each, all at once: a halo exchange.
 
-    With neighbours, a halo exchange; between two ranks, a send and a receive that cannot block each other, as
-    :func:`send` and then :func:`recv` on both may.  ``dtype`` and ``xp`` are needed where nothing is sent.
+    Send and receive cannot block each other here, as :func:`send` and then :func:`recv` on both ranks may.  ``dtype``
+    and ``xp`` are needed where nothing is sent.
     """
     shapes = {peer: tuple(shape) for peer, shape in shapes.items()}
     received = Messages(comm, tuple(blocks), shapes, dtype, tag, xp)(*blocks.values())
@@ -108,10 +100,9 @@ def sendrecv(
 
 
 def send(comm: Communicator, x: Tensor, dest: int, tag: int = 0) -> Tensor:
-    """Send x to rank ``dest``, which calls :func:`recv`.
+    """Send x to rank ``dest``, which calls :func:`recv`; returns an empty tensor, which nothing need use.
 
-    Returns an empty tensor, which nothing need use; a rank whose last word is a send ends with
-    ``tape.backward(())``.
+    A rank whose last word is a send ends with ``tape.backward(())``.
     """
     return Messages(comm, (dest,), {}, None, tag, np)(x)
 
@@ -152,13 +143,7 @@ def reduce_scatter(comm: Communicator, x: Tensor, axis: int = 0, counts=None, al
 
 
 def all_to_all(
-    comm: Communicator,
-    x: Tensor,
-    split_axis: int,
-    join_axis: int,
-    split=None,
-    joined=None,
-    algorithm="direct",
+    comm: Communicator, x: Tensor, split_axis: int, join_axis: int, split=None, joined=None, algorithm=None
 ) -> Tensor:
     """From split along ``join_axis`` to split along ``split_axis``.
 

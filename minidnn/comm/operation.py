@@ -20,18 +20,12 @@ class Operation:
 
     Attributes
     ----------
-    op : str
-        One of :data:`.algorithms.OPERATIONS`.
-    shape : tuple of int
-        Of the whole tensor.
+    op, shape : str, tuple of int
+        One of :data:`.algorithms.OPERATIONS`, and the shape of the whole tensor.
     axis, counts : int, tuple of int
         Where the operation cuts or joins blocks, and each member's length there.  An all_to_all cuts here;
     join_axis, joined : int, tuple of int
         and each member brings its block along this axis, and gets it whole.
-    root : int
-        The member that alone brings or gets the whole.
-    algorithm : str, optional
-        Default: the first of the collective.
 
     Raises
     ------
@@ -45,8 +39,8 @@ class Operation:
     counts: tuple[int, ...] = ()
     join_axis: int = 0
     joined: tuple[int, ...] = ()
-    root: int = 0
-    algorithm: str | None = None
+    root: int = 0  # the member that alone brings or gets the whole
+    algorithm: str | None = None  # by default the first of the collective
 
     def __post_init__(self):
         pairs = [(self.axis, self.counts)] if "block" in OPERATIONS[self.op] else []
@@ -114,12 +108,7 @@ def steps(comm: Communicator, operation: Operation, x: Any) -> Generator:
     """The steps of an operation on this member.
 
     ``x`` is what it brings; where it brings nothing, any array of the dtype and device.  Returns what the member
-    gets, or None.
-
-    Raises
-    ------
-    ValueError
-        x does not have the shape of what the member brings.
+    gets, or None.  ValueError where x does not have the shape of what the member brings.
     """
     op, me, xp = operation.op, comm.rank, array_module(x)
     before, after, held = operation.before(me), operation.after(me), OPERATIONS[op]

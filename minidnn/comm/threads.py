@@ -104,13 +104,12 @@ class Hub:
         return ready
 
     def check(self, requests) -> None:
-        for request in requests:
-            if request.error is not None:
-                mine, theirs, (_, source, dest, _) = request.array, request.error.array, request.key
-                raise ProtocolError(
-                    f"rank {dest} receives {mine.size} {mine.dtype} from rank {source} ({request.note}), "
-                    f"which sent {theirs.size} {theirs.dtype} ({request.error.note})"
-                )
+        for request in (request for request in requests if request.error is not None):
+            mine, theirs, (_, source, dest, _) = request.array, request.error.array, request.key
+            raise ProtocolError(
+                f"rank {dest} receives {mine.size} {mine.dtype} from rank {source} ({request.note}), "
+                f"which sent {theirs.size} {theirs.dtype} ({request.error.note})"
+            )
 
     def look_for_deadlock(self) -> None:
         """With the lock held: fail if every rank that has not finished waits for what cannot come."""
