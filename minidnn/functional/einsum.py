@@ -47,10 +47,7 @@ def einsum(subscripts: str, *xs: Any) -> Tensor:
     As `numpy.einsum`: without an arrow the result has the letters that are there once, in alphabetical order;
     "..." stands for further axes, which broadcast; a letter twice in a term takes the diagonal.
 
-    Raises
-    ------
-    ValueError
-        Subscripts that do not fit the tensors.
+    ValueError: subscripts that do not fit the tensors.
     """
     xs = [as_tensor(x) for x in xs]
     given, arrow, out = subscripts.replace(" ", "").partition("->")

@@ -65,10 +65,7 @@ def windows(
     ``"same"`` is that of Keras: out = ceil(size / stride), the odd pixel of padding at the bottom and right.
     With `ceil_mode` a last, partial window is kept if it starts inside the image or its top or left padding.
 
-    Raises
-    ------
-    ValueError
-        An option out of range, or no window fits in the image.
+    ValueError: an option out of range, or no window fits in the image.
     """
     options = (size, kernel, stride, padding, dilation)
     return _windows(operation, *map(_as_tuples, options), ceil_mode)

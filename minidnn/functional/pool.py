@@ -138,10 +138,7 @@ def pool_windows(
 ) -> Windows:
     """The windows of a pooling: `stride` None is `size`; each must cover a pixel of the image.
 
-    Raises
-    ------
-    ValueError
-        Options out of range, padding as wide as the window, or an image smaller than the window.
+    ValueError: options out of range, padding as wide as the window, or an image smaller than the window.
     """
     window = windows(operation, image, size, size if stride is None else stride, padding, 1, ceil_mode)
     for k, (before, _), n, s, out in zip(

@@ -204,10 +204,7 @@ def flatten(x: Any) -> Tensor:
 def getitem(x: Any, key: Any) -> Tensor:
     """``x[key]`` as in NumPy: integers, slices, ``...``, None, arrays or lists of integers or booleans, tensors.
 
-    Raises
-    ------
-    TypeError
-        Anything else, such as floats.
+    TypeError: anything else, such as floats.
     """
     x = as_tensor(x)
     return GetItem(tuple(_index(k, x) for k in (key if isinstance(key, tuple) else (key,))))(x)

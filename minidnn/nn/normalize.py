@@ -77,15 +77,10 @@ class BatchNorm(_Features):
 
     In training, mean and variance are those of the batch, and the running ones move towards them: ``running
     = momentum running + (1 - momentum) batch``, both variances being divided by n, not n - 1. In evaluation
-    the running ones are used. Weight decay leaves gamma and beta out, as it does biases.
+    the running ones are used. Weight decay leaves gamma and beta (features,) out, as it does biases.
 
-    Attributes
-    ----------
-    gamma, beta : Parameter (features,)
-    running_mean, running_var : Buffer (features,)
-    all_sum : callable or None
-        Sums a vector over the ranks that share the batch, so that the statistics are those of the global
-        batch.
+    ``all_sum``, if set, sums a vector over the ranks that share the batch, so that the statistics are those of the
+    global batch.
     """
 
     dims = "n ... c, c, c, c, c -> n ... c"

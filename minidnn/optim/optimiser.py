@@ -94,10 +94,7 @@ class Optimiser(ABC):
     def update_group(self, group: int) -> None:
         """Update one group in place, without counting an iteration: it may be updated several times in one.
 
-        Raises
-        ------
-        ValueError
-            A gradient has another shape than its parameter.
+        ValueError: a gradient has another shape than its parameter.
         """
         rate, options = self.learning_rate(group), self.groups[group]
         for parameter in options["params"]:
@@ -133,10 +130,7 @@ class Optimiser(ABC):
     def state_dict(self) -> dict[str, Any]:
         """``{"iteration": int, slot: {parameter name: copy of what is kept for it}, ...}``
 
-        Raises
-        ------
-        ValueError
-            A parameter has no name, or two have the same.
+        ValueError: a parameter has no name, or two have the same.
         """
         found = {name: self._state.get(id(parameter), {}) for name, parameter in self._by_name().items()}
         return {"iteration": self.iteration} | {
@@ -147,12 +141,8 @@ class Optimiser(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; a part of a parameter cuts its slice out of an array for the whole.
 
-        Raises
-        ------
-        KeyError
-            State of another optimiser, or of a parameter that is not here.
-        ValueError
-            An array of the wrong shape. Nothing has been changed then.
+        KeyError: state of another optimiser, or of a parameter that is not here.
+        ValueError: an array of the wrong shape. Nothing has been changed then.
         """
         expected = ["iteration", *self.slots]
         if sorted(state) != sorted(expected):

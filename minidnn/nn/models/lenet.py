@@ -15,10 +15,7 @@ def lenet(
     conv1 6 5x5 same, pool1 2x2, conv2 16 5x5, pool2 2x2, fc3 120, fc4 84, fc5 classes; tanh between. For
     28x28x1 images and 10 classes it has 61,706 parameters.
 
-    Raises
-    ------
-    InputError
-        The image is too small.
+    InputError: the image is too small.
     """
     shape = image_shape(image, channels)
     first, second, third, fourth = (scaled(count, width) for count in (6, 16, 120, 84))
