@@ -182,10 +182,7 @@ def rounds(
         offsets are in the send buffer (blocks in order of destination), a receive's in the receive buffer
         (blocks in order of source); a rank's block for itself is copied, not sent.
 
-    Raises
-    ------
-    InputError
-        Unknown operation or algorithm, or counts that do not fit.
+    InputError: unknown operation or algorithm, or counts that do not fit.
     """
     counts = normalise(op, algorithm, p, counts)
     if not 0 <= rank < p or not 0 <= root < p:

@@ -45,7 +45,7 @@ def check_message(what: str, array: Any, peer: Any, size: int, tag: int, tags: i
 
 
 def check_requests(what: str, requests: Any) -> None:
-    """Raise a TypeError unless this is a list of requests (or another sequence of them)."""
+    """Raise a TypeError unless this is a list (or another sequence) of requests."""
     if not isinstance(requests, Sequence):
         hint = f"write comm.{what}([request])"
         raise TypeError(f"{what}: expected a list of requests, got {short(requests)}; {hint}")

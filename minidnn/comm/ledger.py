@@ -59,20 +59,17 @@ class Scope:
 
 
 class Ledger:
-    """Counters and, on demand, records of one rank, whose numbers in the world are written into the trace.
+    """Counters and, on demand, records of one rank.
+
+    ``rank`` of ``size`` is its number in the world, as written into the trace; ``clock`` gives seconds, and a test or
+    a simulator may bring its own.
 
     Attributes
     ----------
-    clock : callable
-        Seconds; a test or a simulator may bring its own.
-    labels : Labels
-        What applies now; set by :meth:`scope`.
     traffic : dict
         ``traffic[layer, phase, op] = [messages sent, bytes sent, messages received, bytes received]``
     seconds : dict
         ``seconds[state, layer, phase]``, up to the last change of state (:meth:`times` is up to now).
-    tracing : bool
-        Whether records are kept.
     reference : callable or None
         ``(comm, note, tag, block, span) -> float | None``: while tracing, how far a block about to be sent is
         from what one process computes (:mod:`minidnn.train.reference`).
@@ -80,7 +77,7 @@ class Ledger:
 
     def __init__(self, rank: int = 0, size: int = 1, clock: Callable[[], float] = perf_counter):
         self.rank, self.size, self.clock = rank, size, clock
-        self.labels = Labels()
+        self.labels = Labels()  # what applies now
         self.traffic: dict[tuple[str, str, str], list[int]] = {}
         self.seconds: dict[tuple[str, str, str], float] = {}
         self.tracing = False

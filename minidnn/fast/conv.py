@@ -33,7 +33,7 @@ def convolve(x: np.ndarray, W: np.ndarray, window: Windows, groups: int = 1) -> 
     if n * window.out[0] * window.out[1] * W.size < SMALL:
         return plain("convolve")(x, W, window, groups)
     y = np.empty((n, *window.out, o), x.dtype)
-    pairs = list(zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(x.shape[-1], o, groups)
     if not _slides(window):
         W = W.reshape(-1, o)
 
@@ -69,7 +69,7 @@ def convolve_input_gradient(gy: np.ndarray, W: np.ndarray, window: Windows, grou
     if _slides(window) and o // groups < TAP_CHANNELS:
         return convolve(gy, *turned(W, window, groups), groups)
     gx = np.empty((n, *window.size, c), gy.dtype)
-    pairs = list(zip(channel_groups(c, groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(c, o, groups)
     if _slides(window):
         taps = taps_into_image(window)
 
@@ -95,7 +95,7 @@ def convolve_weight_gradient(
     if rows * W.size < SMALL:
         return plain("convolve_weight_gradient")(x, gy, W, window, groups, out)
     gW = np.empty(W.shape, gy.dtype) if out is None else out
-    pairs = list(zip(channel_groups(c * groups, groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(c * groups, o, groups)
     if _slides(window) and c >= TAP_CHANNELS and rows <= 2 * GRADIENT_ROWS:
         _gradient_by_taps(x, gy, gW, window, pairs)
         return gW

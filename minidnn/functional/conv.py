@@ -23,10 +23,10 @@ def columns(x: Any, window: Windows, group: slice) -> Any:
     return view.reshape(n * oh * ow, kh * kw * c)
 
 
-def channel_groups(c: int, groups: int) -> list[slice]:
-    """`c` channels as `groups` equal slices."""
-    step = c // groups
-    return [slice(g * step, (g + 1) * step) for g in range(groups)]
+def channel_groups(c: int, o: int, groups: int) -> list[tuple[slice, slice]]:
+    """The channels of each group: of `c` at the input, and of `o` at the output."""
+    i, k = c // groups, o // groups
+    return [(slice(g * i, (g + 1) * i), slice(g * k, (g + 1) * k)) for g in range(groups)]
 
 
 @kernel("conv")
@@ -42,7 +42,7 @@ def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     x = pad(x, window.padding)
     W = W.reshape(kh * kw * c, o)
     y = xp.empty((n * window.out[0] * window.out[1], o), x.dtype)
-    for of, to in zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(x.shape[-1], o, groups):
         xp.matmul(columns(x, window, of), W[:, to], out=y[:, to])
     return y.reshape(n, *window.out, o)
 
@@ -58,7 +58,7 @@ def convolve_weight_gradient(
     flat = gW.reshape(kh * kw * c, o)
     gy = gy.reshape(prod(gy.shape[:-1]), o)
     x = pad(x, window.padding)
-    for of, to in zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(x.shape[-1], o, groups):
         xp.matmul(columns(x, window, of).T, gy[:, to], out=flat[:, to])
     return gW
 
@@ -87,7 +87,7 @@ def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -
         return convolve(gy, *turned(W, window, groups), groups)
     W = W.reshape(kh * kw * c, o)
     gx = xp.zeros((n, *window.padded, groups * c), gy.dtype)
-    for of, to in zip(channel_groups(groups * c, groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(groups * c, o, groups):
         gcols = (gy[..., to].reshape(n * oh * ow, o // groups) @ W[:, to].T).reshape(n, oh, ow, kh, kw, c)
         for i in range(kh):
             for j in range(kw):
