@@ -20,8 +20,8 @@ from benchmarks.common import header
 from minidnn import nn
 from minidnn.comm import threads
 from minidnn.parallel import Executor, Options, make_strategy
-from minidnn.text import table
 from minidnn.tensor import Function
+from minidnn.text import table
 
 
 class _Sleep(Function):

@@ -25,7 +25,7 @@ from minidnn.comm import threads  # noqa: E402
 from minidnn.gradcases import CASES  # noqa: E402
 from minidnn.nn import models  # noqa: E402
 from minidnn.optim import SGD  # noqa: E402
-from minidnn.parallel import Executor, Options, make_strategy  # noqa: E402
+from minidnn.parallel import Executor, Options, gather_weights, make_strategy  # noqa: E402
 from minidnn.tensor import Tensor  # noqa: E402
 
 warnings.filterwarnings("ignore", message="cupyx.allow_synchronize")  # "cannot find every synchronisation"

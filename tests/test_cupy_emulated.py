@@ -45,7 +45,7 @@ def test_lenet_trains_as_on_numpy(emulated):
 
 def test_strategies_on_two_ranks(emulated):
     found = emulated("parallel")
-    assert {name.split()[0] for name in found} == {"data", "owt", "layer_split", "tensor"}
+    assert {name.split()[0] for name in found} == {"data", "owt", "layer_split", "tensor", "spatial"}
     for training in found.values():
         compare(training)
 

@@ -120,7 +120,7 @@ def test_training_continues_from_a_named_state(kind, options):
 
 
 def test_state_of_the_whole_loads_into_a_shard():
-    part = nn.Parameter((2, 4)).part((slice(None), slice(1, 3)))
+    part = nn.Parameter((2, 4)).part((slice(0, 2), slice(1, 3)))
     part.materialise(0, "fc.W", np.float32)
     optimiser, whole = Adam([part]), np.arange(8.0).reshape(2, 4)
     state = {"mean": {"fc.W": whole}, "square": {"fc.W": whole}, "updates": {"fc.W": np.int64(7)}}

@@ -5,6 +5,8 @@ import random
 import pytest
 from parallel_cases import MODELS, SHAPE, assert_equals_one_process
 
+from minidnn import nn
+from minidnn.comm.algorithms import OPERATIONS
 from minidnn.errors import InputError
 from minidnn.parallel import (
     At,
@@ -132,3 +134,17 @@ def test_what_cannot_be_placed(placements, error, words):
 def test_an_axis_that_a_layer_does_not_have():
     with pytest.raises(PlacementError, match=r"fc6: Linear cannot be Shard\(3\)"):
         build({"fc6": Shard(3)})
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(ROWS, WHOLE), (COLUMNS, WHOLE), (At(1), WHOLE), (ROWS, At(0)), (At(0), COLUMNS)]
+)
+def test_gradients_go_back_by_the_adjoint_of_the_way_there(source, target):
+    """The plan's transfers and the differentiable functions of `minidnn.comm` have one table of adjoints."""
+    net = nn.Sequential({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    consumer = {WHOLE: COLUMNS, At(0): At(0), COLUMNS: SUM}[target]
+    strategy = place({"a": source, "b": consumer, "loss": WHOLE})(net, (6,), 3, Options())
+    plan = make_plan(net, (6,), strategy, 6)
+    exchange = plan.by_name["b"].exchanges[0]
+    there, back = ([t.op for t in plan.transfers(exchange, way, 0, 1)] for way in ("forward", "backward"))
+    assert back == [OPERATIONS[op].adjoint for op in there]

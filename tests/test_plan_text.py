@@ -10,7 +10,7 @@ from test_parallel_equality import BASIC, VARIANTS, batch_for, model_for
 from minidnn import cli
 from minidnn.comm import threads
 from minidnn.parallel.memory import rank_memory
-from minidnn.report.plan_compare import CAUSES, lower_bound, sent_by_cause
+from minidnn.report.plan_compare import CAUSES, gradient_bound, sent_by_cause
 
 
 def command(capsys, *flags):
@@ -116,7 +116,7 @@ def test_causes_cover_all_bytes_but_the_metrics(name, ranks):
         assert sum(messages for messages, _ in sent_by_cause(plan, rank).values()) == len(own)
     synced = [sent_by_cause(plan, rank).get("gradient sync", (0, 0)) for rank in range(ranks)]
     total = sum(n_bytes for _, n_bytes in synced)
-    bound = sum(lower_bound(plan, rank) for rank in range(ranks))
+    bound = sum(gradient_bound(plan, rank) for rank in range(ranks))
     assert total >= bound - ranks  # the bound holds for the ranks together; it is rounded for each
 
 

@@ -12,7 +12,7 @@ import minidnn.report
 from minidnn import nn
 from minidnn.parallel import Options, make_plan, make_strategy
 from minidnn.report.html import payload, save_html
-from minidnn.report.plan_rows import describe
+from minidnn.report.plan_rows import rows_of
 from minidnn.report.trace import load
 
 
@@ -25,7 +25,7 @@ def pages(tmp_path_factory):
         trace = load(write_trace(folder / "t", p))
         model, options = nn.build("alexnet", image=56, classes=8, width=0.25), Options()
         strategy = make_strategy("owt", model, (56, 56, 3), p, options)
-        trace.run["plan_rows"] = describe(make_plan(model, (56, 56, 3), strategy, 16, "alexnet"))
+        trace.run["plan_rows"] = rows_of(make_plan(model, (56, 56, 3), strategy, 16, "alexnet"))
         trace.run["losses"] = [2.3 / (i + 1) for i in range(100)]
         epochs = ({"step": 50 * i, "accuracy": 0.4 * i, "validation_accuracy": None} for i in (1, 2))
         trace.run["history"] = list(epochs)

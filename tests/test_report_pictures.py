@@ -18,7 +18,7 @@ from minidnn.report.colors import MUTED, families, ink, layer_colors, lighter
 from minidnn.report.compare import bytes_by_cause, compare, save_comparison
 from minidnn.report.curves import draw_run
 from minidnn.report.perfetto import save_perfetto
-from minidnn.report.plan_rows import describe
+from minidnn.report.plan_rows import rows_of
 from minidnn.report.timeline import draw, save_timeline
 from minidnn.report.trace import load
 from minidnn.report.views import write_views
@@ -188,7 +188,7 @@ def test_all_views_are_written_and_a_missing_matplotlib_is_one_line(traces, tmp_
 )
 def test_the_rows_of_a_plan_account_for_every_parameter_and_byte(strategy, ranks):
     plan = plan_of(strategy, ranks)
-    rows = describe(plan)["rows"]
+    rows = rows_of(plan)["rows"]
     json.dumps(rows)
     for rank in range(ranks):
         held = sum(row["cells"][rank] or 0 for row in rows if row["kind"] == "layer")
@@ -200,7 +200,7 @@ def test_the_rows_of_a_plan_account_for_every_parameter_and_byte(strategy, ranks
 
 
 def test_the_graph_shows_layers_placements_and_communication_of_each_rank():
-    text = graph.dot(describe(plan_of("hybrid", 4)))
+    text = graph.dot(rows_of(plan_of("hybrid", 4)))
     for words in (
         "rank 3",
         "Shard(0)",
@@ -210,7 +210,7 @@ def test_the_graph_shows_layers_placements_and_communication_of_each_rank():
     ):
         assert words in text
     assert text.count("all_gather for fc6") == 2  # one for each place along data
-    split = graph.dot(describe(plan_of("layer_split", 3)))
+    split = graph.dot(rows_of(plan_of("layer_split", 3)))
     assert "At(0) to At(1)" in split and "rank 2 sends" in split
 
 

@@ -20,7 +20,7 @@ from minidnn.report.bandwidth import collectives, fit, lower_bound
 from minidnn.report.breakdown import PARTS, breakdown, intersect, measure, subtract, union
 from minidnn.report.explain import explain
 from minidnn.report.live import gather
-from minidnn.report.plan_rows import describe
+from minidnn.report.plan_rows import rows_of
 from minidnn.report.tables import communication_matrix, report
 from minidnn.report.trace import load
 from minidnn.text import number, size, table, time
@@ -56,7 +56,7 @@ def real(tmp_path_factory):
         comm.ledger.labels = comm.ledger.labels._replace(step=None)
         counted = transport.totals()[:2]
         live = gather(comm, {"strategy": "owt"})
-        trace_files.write(comm, folder, run, {"plan_rows": describe(executor.plan)})
+        trace_files.write(comm, folder, run, {"plan_rows": rows_of(executor.plan)})
         return counted, live
 
     (first, live), (second, nothing) = threads.run(2, main)

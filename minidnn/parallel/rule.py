@@ -21,6 +21,7 @@ from math import prod
 from typing import Any
 
 from .. import nn
+from ..errors import InputError
 from ..nn.dimensions import Axis, Dimensions, Part, parse
 from .mesh import Mesh, bounds
 from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shard, intervals
@@ -28,7 +29,7 @@ from .placement import At, Halo, Layout, Partial, Placement, Replicate, Shard, i
 Shape = tuple[int, ...]
 
 
-class PlacementError(ValueError):
+class PlacementError(InputError):
     """A split that a layer cannot take."""
 
 

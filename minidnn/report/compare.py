@@ -18,7 +18,7 @@ from minidnn.report.tables import memory_by_rank
 from minidnn.text import size, table
 
 
-def cause(message: Message) -> str:
+def contents(message: Message) -> str:
     """Why a message is sent, in a word or two that are the same for every strategy."""
     return CONTENTS.get(message.phase, message.phase or "other")
 
@@ -37,7 +37,7 @@ def bytes_by_cause(trace: Trace) -> dict[tuple[str, str], float]:
     sent: dict[tuple[str, str], float] = defaultdict(float)
     for message in trace.messages:
         if message.step in wanted:
-            sent[cause(message), message.layer] += message.bytes / share
+            sent[contents(message), message.layer] += message.bytes / share
     return dict(sent)
 
 

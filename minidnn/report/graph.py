@@ -10,7 +10,7 @@ from pathlib import Path
 from minidnn.errors import InputError
 from minidnn.report.colors import STATE_COLORS, ink, layer_colors, lighter
 from minidnn.report.matplot import pyplot
-from minidnn.report.plan_rows import cell_text, describe, row_text, title
+from minidnn.report.plan_rows import cell_text, row_text, rows_of, title
 
 COMMUNICATION = STATE_COLORS["exposed"]
 BOX = f'shape=box, style="filled,rounded", color=white, fillcolor="{COMMUNICATION}", fontcolor=white'
@@ -19,7 +19,7 @@ TABLE = '<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="0" CELLPADDING="3" COLOR=
 
 def save_graph(plan, path: str | Path) -> str:
     """Draw a plan into a .svg, .png or .pdf file; says what drew it, "Graphviz" or "matplotlib"."""
-    graph = describe(plan)
+    graph = rows_of(plan)
     path = Path(path)
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"{path}: a graph is written as .svg, .png or .pdf")

@@ -10,6 +10,7 @@ from ..parallel.memory import rank_memory
 from ..parallel.messages import Message
 from ..parallel.totals import totals
 from ..text import size, table
+from .bandwidth import lower_bound
 
 CAUSES = ("gradient sync", "activations", "FC exchange", "logits", "statistics")
 MIB = 1 << 20
@@ -43,21 +44,22 @@ def sent_by_cause(plan: Plan, rank: int) -> dict[str, tuple[int, int]]:
     return dict(found)
 
 
-def lower_bound(plan: Plan, rank: int) -> int:
-    """The least bytes that `rank` must send for the collectives of its gradients.
+def gradient_bound(plan: Plan, rank: int) -> int:
+    """The least bytes that `rank` must send for the collectives of its gradients, on average over the ranks.
 
-    Summing n bytes over p ranks, with the sum on all of them, takes 2 (p - 1)/p n bytes sent by each
-    rank on average (Patarasuk and Yuan 2009, sec. 2); a rank that gets away with less makes another send more.
-    Gathering n bytes takes (p - 1)/p n.
+    A rank that gets away with less makes another send more (:func:`.bandwidth.lower_bound`).
     """
     total = 0.0
     for bucket in plan.buckets[rank]:
         p = len(plan.mesh.group(rank, bucket.axes))
-        elements = sum(bucket.factor_counts) if bucket.matrix else 2 * bucket.elements
-        if bucket.matrix and bucket.sharded:
-            elements += bucket.elements  # the updated weights
-        total += (p - 1) / p * elements * plan.dtype.itemsize
-    return round(total)
+        if bucket.matrix:
+            gathered = (
+                sum(bucket.factor_counts) + bucket.elements * bucket.sharded
+            )  # factors; the updated weights
+            total += lower_bound("all_gather", p, gathered)
+        else:
+            total += lower_bound("all_reduce", p, bucket.elements)
+    return round(total * plan.dtype.itemsize)
 
 
 def totals_line(plan: Plan) -> str:
@@ -87,7 +89,7 @@ def _row(name: str, plan: Plan) -> list[str]:
     sent = {rank: plan.bytes_sent(rank) for rank in range(plan.size)}
     rank = max(sent, key=lambda r: sent[r])
     causes = sent_by_cause(plan, rank)
-    bound = lower_bound(plan, rank)
+    bound = gradient_bound(plan, rank)
     held = max(rank_memory(plan, r).total for r in range(plan.size))
     parameters = sum({id(p): p.size for x in plan.layers if x.layer for p in x.layer.parameters()}.values())
     by_cause = [f"{causes[c][1] / MIB:.1f} ({causes[c][0]})" if c in causes else "" for c in CAUSES]

@@ -16,7 +16,7 @@ from minidnn.parallel.placement import layout_text
 from minidnn.text import size
 
 
-def describe(plan) -> dict:
+def rows_of(plan) -> dict:
     """Rows and headings of a plan (`minidnn.parallel.Plan`), ready for JSON."""
     ranks = range(plan.size)
     held = [_held(plan, rank) for rank in ranks]

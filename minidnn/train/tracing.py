@@ -19,7 +19,7 @@ from ..parallel import Result
 from ..parallel.memory import rank_memory
 from ..report.explain import explain
 from ..report.live import gather
-from ..report.plan_rows import describe
+from ..report.plan_rows import rows_of
 from ..report.tables import report
 from ..report.trace import load
 from ..report.views import write_views
@@ -115,7 +115,7 @@ class Tracing:
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "options": {key: value for key, value in vars(args).items() if value is not None},
             "plan": str(plan),
-            "plan_rows": describe(plan),
+            "plan_rows": rows_of(plan),
             "history": history.epochs,
             "losses": history.losses,
         }
