@@ -16,13 +16,6 @@ from .ledger import Ledger
 from .mpi import world
 
 __all__ = [
-    "CommunicationError",
-    "Communicator",
-    "DeadlockError",
-    "Ledger",
-    "ProtocolError",
-    "collectives",
-    "functions",
-    "threads",
-    "world",
-]
+    "CommunicationError", "Communicator", "DeadlockError", "Ledger", "ProtocolError", "collectives",
+    "functions", "threads", "world",
+]  # fmt: skip

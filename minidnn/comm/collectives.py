@@ -51,14 +51,7 @@ class Collective:
 
 
 def run(
-    comm: Communicator,
-    op: str,
-    x: Any,
-    counts: Counts = None,
-    root: int = 0,
-    algorithm: str | None = None,
-    inplace: bool = False,
-    segments: int | None = None,
+    comm, op: str, x: Any, counts: Counts = None, root=0, algorithm=None, inplace=False, segments=None
 ) -> Generator:
     """The steps of one collective (but all_to_all, which has two buffers) on flat arrays.
 
@@ -189,13 +182,7 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
 
 @Collective
 def sendrecv(
-    comm: Communicator,
-    blocks: Mapping[int, Any],
-    shapes: Mapping[int, Sequence[int]],
-    dtype=None,
-    tag: int | None = None,
-    xp=np,
-    op: str = "send",
+    comm: Communicator, blocks: Mapping[int, Any], shapes: Mapping, dtype=None, tag=None, xp=np, op="send"
 ):
     """Send each peer its block and receive from each peer an array of the shape given, all at once.
 

@@ -61,12 +61,8 @@ class Operation:
         """What takes the gradient of the result back to a gradient of the tensor."""
         back = replace(self, op=OPERATIONS[self.op].adjoint)
         if self.op == "all_to_all":
-            ways = {
-                "axis": self.join_axis,
-                "counts": self.joined,
-                "join_axis": self.axis,
-                "joined": self.counts,
-            }
+            ways = {"axis": self.join_axis, "counts": self.joined}
+            ways |= {"join_axis": self.axis, "joined": self.counts}
             back = replace(back, **ways)
         known = ALGORITHMS.get(back.collective, ())
         return back if self.algorithm in (*known, "auto", LIBRARY) else replace(back, algorithm=None)

@@ -13,17 +13,9 @@ from minidnn.backend.workers import each, spans
 PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
 
 
-def momentum_update(
-    w: np.ndarray,
-    g: np.ndarray,
-    v: np.ndarray | None,
-    rate: float,
-    momentum: float,
-    nesterov: bool,
-    decay: float,
-) -> None:
+def momentum_update(w: np.ndarray, g: np.ndarray, v: np.ndarray | None, *rule: float | bool) -> None:
     """Update w and v in place."""
-    rule = rate, momentum, nesterov, decay
+    rate, momentum, nesterov, decay = rule
     arrays = [a for a in (w, g, v) if a is not None]
     if not all(a.flags.c_contiguous for a in arrays):
         plain("momentum_update")(w, g, v, *rule)

@@ -206,14 +206,9 @@ class Module:
                 variable.assign(to_device(part, device).astype(variable.data.dtype))
 
     def __repr__(self) -> str:
-        options = {
-            key: value
-            for key, value in vars(self).items()
-            if key not in ("name", "training")
-            and key[0] != "_"
-            and isinstance(value, int | float | str | tuple)
-        }
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+        hidden, plain = ("name", "training"), int | float | str | tuple
+        options = ((k, v) for k, v in vars(self).items() if k not in hidden and k[0] != "_")
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options if isinstance(v, plain))})"
 
 
 def _hides(value: Any) -> bool:

@@ -27,17 +27,15 @@ def summary_rows(
     """One row per layer for samples of ``input_shape`` (without n); ValueError where it does not fit."""
     itemsize = np.dtype(dtype).itemsize
     layers = model if isinstance(model, Sequential) else Sequential({model.label: model})
-    return [
-        SummaryRow(
-            name,
-            type(layer).__name__,
-            shape,
-            sum(parameter.size for parameter in layer.parameters()),
+    rows = []
+    for name, layer, inputs, shape in layers.shapes(input_shape):
+        numbers = (
+            sum(p.size for p in layer.parameters()),
             layer.macs(*inputs),
             batch * math.prod(shape) * itemsize,
         )
-        for name, layer, inputs, shape in layers.shapes(input_shape)
-    ]
+        rows.append(SummaryRow(name, type(layer).__name__, shape, *numbers))
+    return rows
 
 
 def summary(
