@@ -132,12 +132,12 @@ def normalise(op: str, algorithm: str, p: int, counts):
         raise InputError(f"unknown collective {op!r}; known: {', '.join(ALGORITHMS)}")
     if algorithm not in _PATTERNS[op]:
         raise InputError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
-    even = isinstance(counts, int) and split_counts(counts, p)
     if op in BLOCKED:
-        counts = even or tuple(map(int, counts))
+        counts = split_counts(counts, p) if isinstance(counts, int) else tuple(map(int, counts))
         fits, expected = len(counts) == p and min(counts) >= 0, f"over {p} ranks needs {p} counts"
     elif op == "all_to_all":  # by default every rank cuts its elements evenly
-        counts = (even,) * p if even else tuple(tuple(map(int, row)) for row in counts)
+        matrix = (split_counts(counts, p),) * p if isinstance(counts, int) else counts
+        counts = tuple(tuple(map(int, row)) for row in matrix)
         fits = len(counts) == p and all(len(row) == p and min(row) >= 0 for row in counts)
         expected = f"over {p} ranks needs a {p} x {p} matrix of counts"
     else:

@@ -51,7 +51,7 @@ class Collective:
 
 
 def run(
-    comm, op: str, x: Any, counts: Counts = None, root=0, algorithm=None, inplace=False, segments=None
+    comm: Communicator, op: str, x: Any, counts: Counts = None, root=0, algorithm=None, inplace=False
 ) -> Generator:
     """The steps of one collective (but all_to_all, which has two buffers) on flat arrays.
 
@@ -90,7 +90,7 @@ def run(
         if held.before == "block":
             work[own] = x.reshape(-1)
     base = own.start if alone else 0
-    yield from collective(comm, op, algorithm, counts, work, work, base, root=root, segments=segments)
+    yield from collective(comm, op, algorithm, counts, work, work, base, root)
     if held.after == "root" and me != root:
         return None
     if held.after == "block":
@@ -138,9 +138,9 @@ def all_gather(comm: Communicator, x, counts: Counts = None, algorithm: str = "r
 
 
 @Collective
-def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial", segments=None):
+def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
     """The root's x on every rank; on the others x gives shape and dtype only."""
-    return run(comm, "broadcast", x, None, root, algorithm, segments=segments)
+    return run(comm, "broadcast", x, None, root, algorithm)
 
 
 @Collective

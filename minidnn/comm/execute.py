@@ -11,7 +11,7 @@ from .algorithms import LIBRARY, Rounds, rounds
 from .communicator import Communicator, Note
 
 
-def collective(comm, op, algorithm, counts, outbox, inbox, base=0, root=0, segments=None) -> Generator:
+def collective(comm: Communicator, op, algorithm, counts, outbox, inbox, base=0, root=0) -> Generator:
     """The steps of one collective whose rounds are looked up; the buffers are those of :func:`execute`."""
     # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
     tag = comm.next_tag()
@@ -22,7 +22,7 @@ def collective(comm, op, algorithm, counts, outbox, inbox, base=0, root=0, segme
                 comm.wait(requests)
         else:
             yield from check
-    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes, segments=segments)
+    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes)
     if algorithm == LIBRARY and own:
         yield from _library(comm, own, inbox, tag)
     else:
