@@ -28,8 +28,7 @@ from minidnn.backend import array_module
 
 from . import headers, tuning
 from .algorithms import ALGORITHMS, BLOCKED, OPERATIONS, Move, edges_of, normalise
-from .checks import check_array
-from .communicator import SPACE, Communicator, Pending
+from .communicator import SPACE, Communicator, Pending, check_array
 from .execute import collective, execute
 
 Counts = Sequence[int] | None

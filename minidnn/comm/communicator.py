@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from operator import attrgetter
+from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 
+from minidnn.backend import is_array
 from minidnn.errors import InputError
+from minidnn.tensor import Tensor
 
-from .checks import check_message, check_requests
 from .engine import Engine, Note, Pending
 from .ledger import DONE
 
@@ -101,7 +104,7 @@ class Communicator(ABC):
         """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
             return self._begin(side, array, peer, tag, Note("control", "direct", self.ledger.labels))
-        check_message(f"i{side}", array, peer, self.size, tag, SPACE)
+        check_message(f"i{side}", array, peer, self.size, tag)
         ledger, block = self.ledger, array.reshape(-1)
         note = Note("send", "direct", ledger.labels, cell=ledger.cell("send"), tracing=ledger.tracing)
         before = ledger.state("comm")
@@ -233,3 +236,43 @@ class Communicator(ABC):
     @abstractmethod
     def _part(self, color, members, sequence):
         """The communicator of the given members, which share a colour; None where colour is None."""
+
+
+# What callers hand over is checked in constant time before anything is sent: a mistake gives the same error on every
+# transport, where MPI by itself would read what it cannot use in its own way, or end the process.
+
+
+def check_array(what: str, x: Any) -> None:
+    """Raise a TypeError unless x is a NumPy or CuPy array (or a NumPy number) of plain values."""
+    if not isinstance(x, np.ndarray | np.generic) and not is_array(x):
+        hint = f"np.asarray({short(x)})"
+        if isinstance(x, Tensor):
+            hint = "tensor.data, or minidnn.comm.functions, through which gradients flow"
+        raise TypeError(f"{what}: expected an array, got {short(x)} ({type(x).__name__}); use {hint}")
+    if x.dtype.hasobject:
+        raise TypeError(f"{what}: expected an array of numbers, got dtype {x.dtype}")
+
+
+def check_message(what: str, array: Any, peer: Any, size: int, tag: int) -> None:
+    """Raise a TypeError or ValueError unless array, rank and tag are such as a message can have."""
+    if isinstance(array, np.generic):
+        kind = type(array).__name__
+        raise TypeError(f"{what}: expected an array, got a number of type {kind}; use np.asarray")
+    check_array(what, array)
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{what}: the array of shape {array.shape} and strides {array.strides} is not contiguous; "
+            "use a contiguous one (np.ascontiguousarray makes a copy)"
+        )
+    if not (isinstance(peer, int | np.integer) and 0 <= peer < size):
+        raise ValueError(f"{what}: rank {peer!r}, expected one of 0 ... {size - 1}")
+    if not 0 <= tag < SPACE:
+        expected = f"one of 0 ... {SPACE - 1} (higher ones are the collectives')"
+        raise ValueError(f"{what}: tag {tag}, expected {expected}")
+
+
+def check_requests(what: str, requests: Any) -> None:
+    """Raise a TypeError unless this is a list (or another sequence) of requests."""
+    if not isinstance(requests, Sequence):
+        hint = f"write comm.{what}([request])"
+        raise TypeError(f"{what}: expected a list of requests, got {short(requests)}; {hint}")
