@@ -26,12 +26,12 @@ PAUSE = 0.05  # seconds before a worker is asked: threads of the one before stil
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def environment(threads: int | None, **variables: str) -> dict[str, str]:
+def environment(threads: int | None, root: Path = ROOT, **variables: str) -> dict[str, str]:
     """This process's environment with so many BLAS threads (None: whatever the program chooses itself)."""
     result = {k: v for k, v in os.environ.items() if k not in THREAD_VARIABLES}
     if threads is not None:
         result |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    result["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return result | variables
 
 
@@ -59,6 +59,8 @@ class Worker:
         Processes; more than one are started by mpirun, or singly if `kind` begins with "torch".
     timeout : float
         Seconds that a start or an answer may take; then everything is killed and `TimeoutError` raised.
+    root : Path
+        The checkout whose code runs.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Worker:
         threads: int | None = 1,
         ranks: int = 1,
         timeout: float = 300.0,
+        root: Path = ROOT,
         **variables: str,
     ) -> None:
         self.kind, self.folder = kind, tempfile.TemporaryDirectory(prefix="benchmark")
@@ -92,12 +95,12 @@ class Worker:
             self.processes.append(
                 subprocess.Popen(
                     launcher + command,
-                    env=environment(threads, **variables, **place),
+                    env=environment(threads, root, **variables, **place),
                     stdin=subprocess.DEVNULL,
                     stdout=self.errors,
                     stderr=self.errors,
                     start_new_session=True,
-                    cwd=ROOT,
+                    cwd=root,
                 )
             )
         try:
