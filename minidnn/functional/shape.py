@@ -107,9 +107,8 @@ class Transpose(Function):
         return x.transpose(self.axes)
 
     def backward(self, gy: Any) -> Any:
-        return gy.transpose(
-            None if self.axes is None else np.argsort([a % gy.ndim for a in self.axes]).tolist()
-        )
+        axes = self.axes and sorted(range(gy.ndim), key=lambda i: self.axes[i] % gy.ndim)  # the inverse
+        return gy.transpose(axes)
 
 
 class GetItem(Function):
