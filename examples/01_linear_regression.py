@@ -22,7 +22,8 @@ import numpy as np
 
 from minidnn import functional as F
 from minidnn import nn, optim
-from minidnn.report.matplot import pyplot
+from minidnn.console import run_program
+from minidnn.pictures import save, styled
 from minidnn.tensor import Tensor
 
 X = np.array([[-1.0], [0.0], [1.0], [2.0]])
@@ -68,8 +69,9 @@ def weight_and_bias() -> None:
 
 
 def draw(path: str) -> None:
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(RATES), figsize=(11, 3.8), layout="constrained")
+    with styled() as Figure:
+        figure = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(RATES))
     for axis, rate in zip(axes, RATES, strict=True):
         ws, losses, slopes = np.array(descend(rate, 6)).T
         reach, height = abs(ws - 2).max() + 0.5, losses.max() * 1.15
@@ -86,7 +88,7 @@ def draw(path: str) -> None:
         axis.set(title=title, xlabel="w", ylim=(0, height))
     axes[0].set_ylabel("mean squared error J(w)")
     axes[0].legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
     print(f"\nwrote {path}")
 
 
@@ -99,11 +101,8 @@ def main() -> None:
     print("\nPart 2. Weight and bias, learning rate 0.3")
     weight_and_bias()
     if options.plot:
-        try:
-            draw(options.plot)
-        except (OSError, ValueError) as error:
-            parser.exit(2, f"{error}\n")
+        draw(options.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,7 +25,8 @@ import numpy as np
 
 from minidnn import functional as F
 from minidnn import nn, optim
-from minidnn.report.matplot import pyplot
+from minidnn.console import run_program
+from minidnn.pictures import save, styled
 
 HOURS = np.array([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
 PASSED = np.array([[0.0], [0.0], [1.0], [0.0], [1.0], [1.0]])
@@ -71,7 +72,9 @@ def descend(model: nn.Sequential) -> None:
 
 
 def draw(model: nn.Sequential, path: str) -> None:
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    with styled() as Figure:
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     h = np.linspace(0.005, 0.995, 200)
     left.plot(h, -np.log(h), label="y = 1: −ln h")
     left.plot(h, -np.log(1 - h), label="y = 0: −ln(1 − h)")
@@ -83,7 +86,7 @@ def draw(model: nn.Sequential, path: str) -> None:
     right.set(xlabel="hours", ylabel="passed")
     left.legend()
     right.legend(loc="center right")
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
     print(f"\nwrote {path}")
 
 
@@ -99,11 +102,8 @@ def main() -> None:
     print("\nPart 3. Gradient descent with momentum 0.9, learning rate 0.1")
     descend(model)
     if options.plot:
-        try:
-            draw(model, options.plot)
-        except (OSError, ValueError) as error:
-            parser.exit(2, f"{error}\n")
+        draw(model, options.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,10 +25,10 @@ import numpy as np
 
 from minidnn import functional as F
 from minidnn import optim
+from minidnn.console import run_program
 from minidnn.tensor import Tensor
 
-X = np.array([[1.0, 0.0], [0.0, 1.0]])
-Y = np.array([[1.0], [0.0]])
+X, Y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0], [0.0]])
 W = [
     np.array([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]),
     np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]),
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

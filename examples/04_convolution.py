@@ -21,6 +21,7 @@ last pixels meet no window. Runs in a second.
 import numpy as np
 
 from minidnn import functional as F
+from minidnn.console import run_program
 from minidnn.tensor import Tensor
 
 IMAGE = np.array(
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,8 +23,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minidnn.comm import collectives, threads
-from minidnn.comm.communicator import Communicator
+from minidnn.comm import Communicator, collectives, threads
+from minidnn.console import run_program
 
 
 def ring_all_reduce(comm: Communicator, x: np.ndarray, watch: Callable = lambda buffer: None) -> np.ndarray:
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

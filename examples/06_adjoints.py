@@ -29,9 +29,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from minidnn.comm import Communicator, threads
 from minidnn.comm import functions as C
-from minidnn.comm import threads
-from minidnn.comm.communicator import Communicator
+from minidnn.console import run_program
 from minidnn.tensor import Tensor
 
 
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -48,18 +48,16 @@ def main(comm):
     if not args.quiet:
         say(plan, "\n")
 
-    trainer = Trainer(session)  # progress bar, validation, and the table at the end
-    for epoch in range(args.epochs):
-        for batch in trainer.batches(epoch):  # this rank's share of the images, the whole batch's labels
-            # Forward on this rank's images, exchange, forward on this rank's features; the loss; the
-            # same way back with the adjoint messages; gradients summed while backward still runs; update.
-            result = session.executor.step(batch.images, batch.labels)
-            trainer.record(batch, result)
-        trainer.validate(epoch)
-
-    # Where the time went, and the ledger of all messages against the plan; with --check the last line
-    # compares losses and weights with those of one process.
-    trainer.close()
+    with Trainer(session) as trainer:  # progress bar, validation, and the tables at the end
+        for epoch in range(args.epochs):
+            for batch in trainer.batches(epoch):  # this rank's share of the images, the whole batch's labels
+                # Forward on this rank's images, exchange, forward on this rank's features; the loss; the
+                # same way back with the adjoint messages; gradients summed while backward still runs; update.
+                result = session.executor.step(batch.images, batch.labels)
+                trainer.record(batch, result)
+            trainer.validate(epoch)
+    # At the end of the block: where the time went, and the ledger of all messages against the plan; with
+    # --check the last line compares losses and weights with those of one process.
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from .console import Parser, count, run_program
 from .errors import InputError
 
 
@@ -21,28 +22,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run("Train a model by any strategy: mpirun -n 2 minidnn train --strategy owt", None, argv[1:])
         return
-    try:
-        parser = _parser()
-        args = parser.parse_args(argv)
-        if getattr(args, "config", None):
-            from .train.options import read_toml
+    run_program(_run, argv)
 
-            args.options_of.set_defaults(**read_toml(args.options_of, args.config))
-            args = parser.parse_args(argv)
-        code = args.run(args)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        sys.stderr.close()
-        raise SystemExit(0) from None
-    raise SystemExit(code)
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "config", None):
+        from .train.options import read_toml
+
+        args.options_of.set_defaults(**read_toml(args.options_of, args.config))
+        args = parser.parse_args(argv)
+    return args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="minidnn", description="Deep learning in which every message can be seen."
-    )
+    parser = Parser(prog="minidnn", description="Deep learning in which every message can be seen.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str, fill: Callable, run: Callable) -> None:
@@ -124,7 +119,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     from .train.options import add_model_options
 
     add_model_options(p)
-    p.add_argument("--batch", type=int, help="samples of a step")
+    p.add_argument("--batch", type=count(), help="samples of a step")
     p.set_defaults(strategy=None)
 
 
@@ -134,9 +129,11 @@ def _plan_options(p: argparse.ArgumentParser) -> None:
     add_step_options(p, "owt")
     p.add_argument("--ranks", default="2", help="number of ranks; several with --compare: 2,4,8")
     p.add_argument(
-        "--nodes", type=int, default=1, help="hosts that the ranks are spread over, for hierarchical"
+        "--nodes", type=count(), default=1, help="hosts that the ranks are spread over, for hierarchical"
     )
-    p.add_argument("--rank", type=int, action="append", metavar="R", help="show this rank only (repeatable)")
+    p.add_argument(
+        "--rank", type=count(0), action="append", metavar="R", help="show this rank only (repeatable)"
+    )
     p.add_argument(
         "--compare",
         action="store_true",
@@ -149,8 +146,10 @@ def _make_plan(args: argparse.Namespace, strategy: str, ranks: str):
     from .train.options import complete
     from .train.planning import plan_of
 
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise InputError(f"--ranks {ranks}: expected a number from 1 up (several only with --compare)")
+    if not ranks.isdecimal() or len(ranks) > 4 or not 1 <= int(ranks) <= 1024:
+        raise InputError(
+            f"--ranks {ranks}: expected a number from 1 up (several only with --compare), to 1024"
+        )
     size = int(ranks)
     if not 1 <= args.nodes <= size:
         raise InputError(f"--nodes {args.nodes}: expected 1 to {size}, the number of ranks")

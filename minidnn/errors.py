@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` on one line, what cannot be shown (newlines, control characters, bytes of no encoding) escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(ValueError):
     """Bad user input: a path, an option, a file or a missing extra.
 
@@ -18,3 +23,6 @@ class InputError(ValueError):
         error = cls(f"{argument}={value}: expected {expected}")
         error.argument, error.value, error.expected = argument, value, expected
         return error
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

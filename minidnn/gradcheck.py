@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minidnn.errors import InputError
 from minidnn.gradcases import CASES, Case
 from minidnn.random import rng
 from minidnn.tensor import Tape, Tensor, no_grad
@@ -214,13 +215,13 @@ def gradcheck_report(operations: Sequence[str] = (), cases: Sequence[Case] = CAS
 
     Raises
     ------
-    ValueError
+    InputError
         An operation without a case; the message lists those that have one.
     """
     known = sorted({case.operation for case in cases})
     for name in operations:
         if name not in known:
-            raise ValueError(f"gradcheck: unknown operation {name!r}; known are {', '.join(known)}")
+            raise InputError(f"gradcheck: unknown operation {name!r}; known are {', '.join(known)}")
     results = run_gradcheck_cases([c for c in cases if not operations or c.operation in operations])
     width = max(len(r.case.operation) for r in results)
     rest = max(len(r.case.label) for r in results)

@@ -59,7 +59,7 @@ def test_report(tmp_path):
     assert "these numbers mean nothing" in text and "`python -m benchmarks.memory --quick`" in text
     assert "## Memory" in text and "step, MiB" in text
     assert set(NAMES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {
-        *("__init__", "__main__", "common", "processes", "workers", "torch_workers", "silent")
+        *("__init__", "__main__", "common", "processes", "workers", "torch_workers", "silent", "against")
     }
 
 

@@ -1,6 +1,5 @@
 """The cost model behind "auto", the cache of measured links, and the explanations."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from minidnn.comm import collectives, threads, tuning
 from minidnn.comm.tuning import Link
+from minidnn.console import Parser
 from minidnn.errors import InputError
 from minidnn.report import collective
 
@@ -59,7 +59,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
 
 
 def explained(*arguments):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     collective.add_arguments(parser)
     return collective.main(parser.parse_args(map(str, arguments)))
 

@@ -120,16 +120,55 @@ def test_part_that_is_whole_or_too_long(server, tmp_path, extra):
     assert server.asked == [f"bytes={len(DATA) + extra}-"] + [None] * bool(extra)
 
 
-def test_wrong_checksum_deletes_what_was_fetched(server, tmp_path):
-    with pytest.raises(InputError, match="its checksum is not 0000"):
+def test_a_mistyped_checksum_costs_no_second_download(server, tmp_path):
+    with pytest.raises(InputError, match="its checksum is not 0000.*kept in .*file.zip.part: delete that"):
         download(server.url, tmp_path / "file.zip", "0" * 32)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file.zip.part"]
+    assert download(server.url, tmp_path / "file.zip", MD5).read_bytes() == DATA
+    assert server.asked == [None, f"bytes={len(DATA)}-"]  # which the server answers with: nothing beyond
     (tmp_path / "file.zip").write_bytes(b"something else")
     with pytest.raises(InputError, match="there already, with another checksum"):
         download(server.url, tmp_path / "file.zip", MD5)
     assert (tmp_path / "file.zip").read_bytes() == b"something else"
     with pytest.raises(InputError, match="checksum 12: expected"):
         download(server.url, tmp_path / "other.zip", "12")
+    with pytest.raises(InputError, match="checksum zzzz.*: expected"):
+        download(server.url, tmp_path / "other.zip", "z" * 32)
+
+
+def test_without_a_checksum_no_cut_and_no_mixed_file_passes(server, tmp_path):
+    part = tmp_path / "file.zip.part"
+    part.write_bytes(b"x" * 300_000)  # of another file
+    assert download(server.url, tmp_path / "file.zip").read_bytes() == DATA
+    assert part.read_bytes() == b"x" * 300_000  # left alone, whosever it is
+    server.behaviour["cut"] = 400_000
+    with pytest.raises(InputError, match="broken off after 400,000 bytes .*: try again"):
+        download(server.url, tmp_path / "b.zip")
+    server.behaviour["length"] = False
+    with pytest.raises(InputError, match="does not tell the length.*give a checksum"):
+        download(server.url, tmp_path / "b.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.zip", "file.zip.part"]
+
+
+def test_only_files_of_a_server_and_only_into_the_folder(server, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("here")
+    for address in (secret.as_uri(), "data:,x", "ftp://127.0.0.1/x", "FILE:///etc/passwd", ""):
+        with pytest.raises(InputError, match="not an address"):
+            download(address, tmp_path / "a.zip")
+    (tmp_path / "file.zip.part").symlink_to(secret)
+    with pytest.raises(InputError, match="file.zip.part: a link"):
+        download(server.url, tmp_path / "file.zip", MD5)
+    assert secret.read_text() == "here"
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    out = tmp_path / "out"
+    out.mkdir()
+    for end in ("/..", "/.", "/", "/../?x=/.."):
+        url = server.url.removesuffix("/file.zip") + end
+        with pytest.raises(InputError, match="HTTP 404"):
+            main(parser.parse_args(["tiny-imagenet", "--out", str(out), "--url", url]))
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file.zip.part", out, secret] and not list(out.iterdir())
 
 
 def test_answer_that_does_not_fit_the_question(server, tmp_path):
@@ -153,7 +192,7 @@ def test_no_such_file_no_server_no_address(server, tmp_path):
 
 def test_disk_errors_are_one_line(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write"):
         download(server.url, tmp_path / "file" / "file.zip")
 
     class FullDisk:
@@ -173,8 +212,8 @@ def test_disk_errors_are_one_line(server, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "open", FullDisk, raising=False)
-    with pytest.raises(InputError, match="file.zip.part: cannot be written: No space left on device"):
-        download(server.url, tmp_path / "file.zip")
+    with pytest.raises(InputError, match="cannot write .*file.zip.part: No space left on device"):
+        download(server.url, tmp_path / "file.zip", MD5)
 
 
 def test_progress_bar(server, tmp_path, capsys):

@@ -296,6 +296,7 @@ def test_a_split_into_places_that_are_not_there():
         "conv1: model@2": "on rank 2, but there are 2 ranks",
         "conv1 n=data": "expected a layer, or a pattern",
         "conv1: n": "expected a letter and axes",
+        "conv1: model@" + "9" * 5000: "expected a letter and axes",
         "conv1: z=data": "cannot be split along 'z'",
         "pool1: i=data; pool2: k=data": "cannot be split along 'k'",
     }.items():
@@ -303,6 +304,8 @@ def test_a_split_into_places_that_are_not_there():
             make_strategy("data", model, SHAPE, 4, replace(options, split=rules))
     with pytest.raises(InputError, match=r"mesh data=2,model=2 has 4 ranks, but there are 3"):
         make_strategy("data", model, SHAPE, 3, options)
+    with pytest.raises(InputError, match=r"mesh data=2 has 2 ranks, but there are 1"):
+        make_strategy("sequential", model, SHAPE, 1, Options(mesh=Mesh(data=2)))
     with pytest.raises(InputError, match="lacks 'model'"):
         make_strategy("tensor", model, SHAPE, 4, Options(mesh=Mesh(data=4)))
     with pytest.raises(InputError, match="has 'space', which it does not use"):
@@ -314,10 +317,11 @@ def test_a_split_into_places_that_are_not_there():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "data", "data=0", "data=2,data=2", "2=data", "data=2;model=2", "data=-1"]
+    "text",
+    ["", "data", "data=0", "data=2,data=2", "2=data", "data=2;model=2", "data=-1", "data=" + "9" * 5000],
 )
 def test_meshes_that_are_none(text):
-    with pytest.raises(InputError, match="mesh .*expected axes and their sizes"):
+    with pytest.raises(InputError, match="mesh=.*expected axes and their sizes"):
         Mesh.parse(text)
 
 

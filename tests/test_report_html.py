@@ -52,6 +52,7 @@ def open_page(browser):
     complaints, opened = [], []
 
     def opener(path: Path, width=1280, scheme="light", **options):
+        options.setdefault("bypass_csp", True)  # the page lets no test evaluate text as a script, either
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **options
         )
@@ -193,3 +194,55 @@ def test_another_step_and_another_colour_scheme_are_drawn_at_once(pages, open_pa
     assert page.locator("#timeline").screenshot() != before
     page.set_viewport_size({"width": 700, "height": 900})
     page.wait_for_function("timeline.chart.getWidth() < 700")
+
+
+HOSTILE = "<img src=x onerror='window.hit = 1'><script>window.hit = 1</script>\"'"
+
+
+@pytest.mark.parametrize("bypass_csp", [True, False])
+def test_nothing_in_a_trace_runs_as_a_script(pages, open_page, tmp_path, monkeypatch, bypass_csp):
+    """Texts where numbers belong, as a page could get them past the check of the records; with the page's own policy
+    switched off, which would stop them in the end, and with it on.
+    """
+    data = payload(pages[2][0])
+    for timeline in data["timelines"].values():
+        for message in timeline["messages"]:
+            message |= {
+                key: HOSTILE for key in message if key not in ("number", "hidden", "difference", "group")
+            }
+            message["group"] = [HOSTILE]
+            message |= {"source": 0, "dest": 1, "sent": 0.0, "done": 1.0}
+        timeline["pieces"] = [[*piece[:4], HOSTILE, HOSTILE, HOSTILE, 0.0] for piece in timeline["pieces"]]
+    data |= {
+        "title": HOSTILE,
+        "facts": [[HOSTILE, HOSTILE]],
+        "fit": HOSTILE,
+        "plan_text": HOSTILE,
+        "layers": [HOSTILE],
+    }
+    data["collectives"] = {"header": [HOSTILE], "rows": [[HOSTILE]]}
+    data["plan"] = [
+        {key: HOSTILE for key in ("kind", "name", "detail", "shape")} | {"cells": [HOSTILE, None]}
+    ]
+    monkeypatch.setattr("minidnn.report.html.payload", lambda *_: data)
+    save_html(pages[2][0], tmp_path / "r.html")
+    page = open_page(tmp_path / "r.html", bypass_csp=bypass_csp)
+    for show in (
+        "timeline.pick(0)",
+        "showDetails('piece', timeline.step.pieces[0])",
+        "byId('fit').innerHTML = timeline.tip({seriesId: 'messages', dataIndex: 0})",
+        "byId('fit').innerHTML = timeline.tip({seriesId: 'pieces', dataIndex: 0})",
+    ):
+        page.evaluate(show)
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.hit") is None and page.locator("img").count() == 0
+    assert "onerror" in page.locator("#details").inner_text()
+
+
+def test_the_page_lets_no_script_run_but_its_own(pages, browser):
+    page = browser.new_context().new_page()
+    page.goto(pages[2][1].as_uri())
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hit = 1\">')")
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.hit") is None and page.evaluate("typeof timeline") == "object"
+    page.context.close()

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
@@ -288,3 +290,20 @@ def test_the_mean_over_steps_leaves_out_the_first(traces):
     own = by_rank(traces[2])
     again = by_rank(traces[2], [2, 3])
     assert own == again and own != by_rank(traces[2], [1])
+
+
+def test_a_notebooks_backend_in_the_environment_does_not_matter(tmp_path):
+    """As child processes of a notebook inherit it; and the variable is as it was for whoever comes next."""
+    pytest.importorskip("matplotlib")
+    program = """
+import os, sys
+from minidnn.pictures import check_target
+check_target(sys.argv[1])
+import matplotlib
+print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)
+"""
+    backend = "module://of_a_notebook.that_is_not_here"
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(tmp_path / "p.png")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{backend} False\n", "")

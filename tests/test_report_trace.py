@@ -6,6 +6,7 @@ import pytest
 from report_traces import ALPHA, BETA, CLOCKS, write_records, write_trace
 
 from minidnn.errors import InputError
+from minidnn.report.perfetto import save_perfetto
 from minidnn.report.trace import load, read
 
 
@@ -151,3 +152,15 @@ def test_a_message_still_under_way_is_reported(tmp_path):
     _edit(folder / "rank0.jsonl", forget)
     with pytest.raises(InputError, match="1 messages were still under way"):
         load(folder)
+
+
+def test_reading_and_writing_a_long_trace_is_a_sign_of_life(tmp_path, monkeypatch):
+    """Other ranks wait for the one that does it, and hear of none of its work."""
+    write_trace(tmp_path / "run", 1, steps=300)
+    signs = []
+    monkeypatch.setattr("minidnn.launch._alive", lambda: signs.append(1))
+    trace = load(tmp_path / "run")
+    assert signs
+    signs.clear()
+    save_perfetto(trace, tmp_path / "trace.json")
+    assert len(signs) > 1

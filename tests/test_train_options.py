@@ -142,6 +142,29 @@ def test_whether_an_option_has_an_effect_follows_from_the_plan():
     assert notes_of("--scheme", "b", *split) == ["note: --scheme has no effect with --split on 2 ranks"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "note"),
+    [
+        ("--data pets.zip --classes 3", "--classes has no effect with --data"),
+        ("--data pets.zip --images 3", "--images has no effect with --data"),
+        ("--trace-steps 3", "--trace-steps has no effect without --trace"),
+        ("--overwrite", "--overwrite has no effect without --trace"),
+        ("--model lenet --width 2", "--width has no effect with --model lenet"),
+    ],
+)
+def test_options_that_other_options_make_useless_are_named(flags, note):
+    args = parsed(*flags.split())
+    (line,) = without_effect(args, *planned_model(parsed("--model", args.model)), 2)
+    assert line.startswith(f"note: {note}")
+    assert notes_of("--trace", "out", "--trace-steps", "3", "--classes", "3") == []
+
+
+def test_empty_names_are_refused():
+    for option in ("--plot", "--trace", "--data", "--config"):
+        with pytest.raises(InputError, match=f"{option} '': expected the name of a file or folder"):
+            parsed(option, "")
+
+
 def test_the_variant_is_the_one_that_the_strategy_is_for():
     assert parsed().variant == "thesis" and parsed(strategy="alexnet2012").variant == "2012"
     assert parsed("--variant", "owt", strategy="alexnet2012").variant == "owt"

@@ -181,10 +181,6 @@ class Communicator(ABC):
             raise ValueError(f"start: tag {tag}, expected one of 0 ... {SPACE - 1}")
         return self.engine.start(self, generator, tag)
 
-    def alive(self) -> None:
-        """Tell the guard that watches for stalls, if there is one, that this rank goes on."""
-        self.engine.alive()
-
     def progress(self) -> None:
         """Move on all collectives of this rank whose messages have arrived; never waits."""
         self.engine.progress()
@@ -213,11 +209,12 @@ class Communicator(ABC):
 
     def exchange_texts(self, text: str) -> list[str]:
         """Every member's text, in order of rank."""
-        raw = np.frombuffer(text.encode(), np.uint8)
+        raw = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
         lengths = self.exchange(np.array([raw.size]))[:, 0]
         padded = np.zeros(lengths.max(), np.uint8)
         padded[: raw.size] = raw
-        return [bytes(row[:n]).decode() for row, n in zip(self.exchange(padded), lengths, strict=True)]
+        rows = zip(self.exchange(padded), lengths, strict=True)
+        return [bytes(row[:n]).decode(errors="surrogateescape") for row, n in rows]
 
     def barrier(self) -> None:
         """Return when every member has come here."""

@@ -8,69 +8,126 @@ left.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from minidnn.errors import InputError
+from minidnn.files import beside, to_disk, writing
+from minidnn.launch import alive
 
 from .communicator import PING, Communicator
 
 FORMAT, VERSION = "minidnn-trace", 1
-TEXT = 512  # bytes of a complaint that the ranks exchange
 
 
-def prepare(comm: Communicator, folder: str | Path, overwrite: bool = False) -> str:
+class Claim(str):
+    """The identity of a run; as long as it is kept, or until :func:`write`, no other run gets the folder."""
+
+    lock: int | None = None
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    __del__ = release
+
+
+def prepare(
+    comm: Communicator, folder: str | Path, overwrite: bool = False, also: Sequence[str] = ()
+) -> Claim:
     """Make the folder ready, before training: every rank calls this.
+
+    Parameters
+    ----------
+    overwrite : bool
+        The files of an earlier run may be replaced, when those of this one are whole.
+    also : sequence of str
+        Names of other files that the run will write there.
 
     Returns
     -------
-    str
+    Claim
         The run's identity, for :func:`write`.
 
     Raises
     ------
     InputError
-        On every rank: the folder holds another run and ``overwrite`` is false, or some rank cannot write
-        there.
+        On every rank: another run is writing there, the folder holds another run and ``overwrite`` is false, it
+        holds files of these names that are not a trace's, or some rank cannot write there.
     """
     folder = Path(folder)
+    claim = Claim()
     if comm.rank == 0:
-        complaint = _try_folder(folder, comm.rank, overwrite)
-        first = _exchange_texts(comm, complaint or "+" + uuid.uuid4().hex)[0]
+        claim, complaint = _claim(folder, overwrite, also)
+        first = comm.exchange_texts(complaint or "+" + claim)[0]
     else:
-        first = _exchange_texts(comm, "")[0]
-        complaint = _try_folder(folder, comm.rank, True) if first.startswith("+") else ""
-    complaints = _exchange_texts(comm, complaint)  # the folder may be on another machine's disk
-    for text in complaints:
-        if text:
-            raise InputError(text)
-    return first[1:]
+        first = comm.exchange_texts("")[0]
+        complaint = _try_folder(folder) if first.startswith("+") else ""
+    try:
+        _agree(comm, complaint)  # the folder may be on another machine's disk
+    except InputError:
+        claim.release()
+        raise
+    return claim or Claim(first[1:])
 
 
-def _try_folder(folder: Path, rank: int, overwrite: bool) -> str:
+def _claim(folder: Path, overwrite: bool, also: Sequence[str]) -> tuple[Claim, str]:
+    """Rank 0's look at the folder: the claim, and what is wrong, or nothing."""
+    claim = Claim(uuid.uuid4().hex)
+    if complaint := _try_folder(folder):
+        return claim, complaint
+    claim.lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(claim.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by death, too
+    except BlockingIOError:
+        return claim, f"another run is writing its trace to {folder}: choose another folder"
+    except OSError:
+        pass  # a file system without locks
+    ranks = sorted(folder.glob("rank*.jsonl"))
+    foreign = [path for path in (folder / "run.json", *ranks) if path.exists() and not _is_ours(path)]
+    if not foreign and not (folder / "run.json").exists():
+        foreign = [folder / name for name in also if (folder / name).exists()]
+    if foreign:
+        return claim, f"{foreign[0]} is no part of a trace: choose another folder"
+    if not overwrite and (ranks or (folder / "run.json").exists()):
+        return claim, f"{folder} holds the trace of another run: choose another folder or use --overwrite"
+    return claim, ""
+
+
+def _try_folder(folder: Path) -> str:
     """Make the folder and write into it; what is wrong, or nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        old = [folder / "run.json", *folder.glob("rank*.jsonl")]
-        if not overwrite and any(path.exists() for path in old):
-            return f"{folder} holds the trace of another run: choose another folder or use --overwrite"
-        probe = folder / f".probe-{rank}-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        with beside(folder / "probe") as probe:
+            probe.touch()
     except OSError as error:
         return f"cannot write a trace to {folder}: {error.strerror or error}"
     return ""
 
 
-def _exchange_texts(comm, text: str) -> list[str]:
-    own = np.zeros(TEXT, np.uint8)
-    data = text.encode()[:TEXT]
-    own[: len(data)] = np.frombuffer(data, np.uint8)
-    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in comm.exchange(own)]
+def _is_ours(path: Path) -> bool:
+    """Whether a file of a trace's name begins as one does."""
+    try:
+        with open(path, "rb") as file:
+            return f'"format": "{FORMAT}"'.encode() in file.read(200)
+    except OSError:
+        return False
+
+
+def _agree(comm: Communicator, complaint: str) -> None:
+    """Raise InputError on every rank if one has something to complain about."""
+    for text in comm.exchange_texts(complaint):
+        if text:
+            raise InputError(text)
 
 
 def measure_clock(comm: Communicator, rounds: int = 30) -> tuple[float, float]:
@@ -100,34 +157,55 @@ def measure_clock(comm: Communicator, rounds: int = 30) -> tuple[float, float]:
 
 
 def write(comm: Communicator, folder: str | Path, run: str, info: dict | None = None) -> None:
-    """Write this rank's records; every rank calls this.  When all have, rank 0 writes ``run.json``.
+    """Write this rank's records; every rank calls this.  The last file is ``run.json``, by rank 0.
 
-    ``info`` goes into ``run.json``.  ``run`` is what :func:`prepare` returned.  Each file appears whole,
-    under its name only when it is complete.
+    ``info`` goes into ``run.json``.  ``run`` is what :func:`prepare` returned.  When the files of all ranks are
+    whole and on the disk, they take the place of those of an overwritten run; before, nothing of that is touched.
+
+    Raises
+    ------
+    InputError
+        On every rank, where one cannot write its file.
     """
-    folder, ledger = Path(folder), comm.ledger
-    if comm.rank == 0:  # of an overwritten run, which may have had more ranks
-        for path in (folder / "run.json", *folder.glob("rank*.jsonl")):
-            path.unlink(missing_ok=True)
-    comm.barrier()
+    folder, ledger, complaint = Path(folder), comm.ledger, ""
     offset, error = measure_clock(comm)
-    header = {"format": FORMAT, "version": VERSION, "run": run, "rank": ledger.rank, "size": ledger.size}
+    about = {"format": FORMAT, "version": VERSION, "run": run}
+    header = about | {"rank": ledger.rank, "size": ledger.size}
     header |= {"clock_offset": offset, "clock_error": error, "dropped_steps": ledger.dropped_steps}
-    name = folder / f"rank{ledger.rank}.jsonl"
-    partial = name.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps(header) + "\n")
-        count = 0
-        for record in ledger.records():
-            file.write(json.dumps({"seq": count, **record}, default=_plain) + "\n")
-            count += 1
-        file.write(json.dumps({"kind": "end", "records": count}) + "\n")
-    os.replace(partial, name)
-    comm.barrier()
-    if comm.rank == 0:
-        whole = {"format": FORMAT, "version": VERSION, "run": run, **(info or {})}
-        text = json.dumps(whole, indent=1, default=_plain)
-        (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    with ExitStack() as last, ExitStack() as own:
+        if isinstance(run, Claim):
+            last.callback(run.release)
+        try:
+            if comm.rank == 0:
+                file = last.enter_context(writing(folder / "run.json"))
+                file.write(json.dumps(about | (info or {}), indent=1, default=_plain, allow_nan=False) + "\n")
+                to_disk(file)
+            file = own.enter_context(writing(folder / f"rank{ledger.rank}.jsonl"))
+            _write_records(file, header, ledger.records())
+            to_disk(file)
+        except (InputError, OSError) as fault:
+            complaint = f"cannot write a trace to {folder}: {getattr(fault, 'strerror', None) or fault}"
+        _agree(comm, complaint)
+        try:
+            own.close()
+        except InputError as fault:
+            complaint = str(fault)
+        _agree(comm, complaint)
+        if comm.rank == 0:  # of an overwritten run, which may have had more ranks
+            for path in folder.glob("rank*.jsonl"):
+                if path.stem[4:].isdecimal() and int(path.stem[4:]) >= ledger.size:
+                    path.unlink()
+
+
+def _write_records(file, header: dict, records: Iterable[dict]) -> None:
+    file.write(json.dumps(header) + "\n")
+    count = 0
+    for record in records:
+        file.write(json.dumps({"seq": count, **record}, default=_plain) + "\n")
+        count += 1
+        if count % 10_000 == 0:
+            alive()
+    file.write(json.dumps({"kind": "end", "records": count}) + "\n")
 
 
 def _plain(value):

@@ -18,6 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minidnn.errors import InputError
+from minidnn.files import writing
+
 from .algorithms import rounds
 from .communicator import PING, Communicator
 
@@ -122,10 +125,9 @@ def _load() -> dict[str, list[float]]:
 def _store(key: str, link: Link) -> None:
     """Keep a link; the file is replaced as a whole, since other runs may be writing it too."""
     path = cache_file()
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**_load(), key: [*link, time.time()]}))
-        os.replace(partial, path)
-    except OSError:
+        with writing(path) as file:
+            json.dump({**_load(), key: [*link, time.time()]}, file)
+    except (OSError, InputError):
         pass  # a cache that cannot be written only costs the next run its ping-pong

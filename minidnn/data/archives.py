@@ -16,7 +16,7 @@ from minidnn.data.layouts import Listing, recognise
 from minidnn.data.progress import ProgressBar
 from minidnn.data.source import Source, open_source
 
-VERSION = 1  # of what is kept in the cache: to be raised when decoding or its layout changes
+VERSION = 2  # of what is kept in the cache: to be raised when decoding or its layout changes
 
 
 class ArchiveDataset(Dataset):
@@ -104,7 +104,11 @@ def inspect(path: str | os.PathLike) -> Listing:
 
 
 def _decoded(
-    source: Source, listing: Listing, image: int, progress: bool | None, threads: int | None
+    source: Source,
+    listing: Listing,
+    image: int,
+    progress: bool | None,
+    threads: int | None,
 ) -> tuple[dict[str, np.ndarray], dict]:
     parts = {"train": listing.train[0], "validation": listing.validation[0]}
     files = [name for names in parts.values() for name in names]
@@ -116,8 +120,9 @@ def _decoded(
         check_pillow()
         before = 0
         for name, names in parts.items():
-            decode_all(source, names, arrays[name], lambda n, before=before: done(before + n), threads)
-            before += len(names)
+            first = min(max(0, done.kept - before), len(names))
+            at, before = before + first, before + len(names)
+            decode_all(source, names[first:], arrays[name][first:], lambda n, at=at: done(at + n), threads)
 
     def notes(arrays: dict[str, np.ndarray]) -> dict:
         mean, std = statistics(arrays["train"])
@@ -125,4 +130,13 @@ def _decoded(
 
     shapes = {name: (len(names), image, image, 3) for name, names in parts.items()}
     bar = ProgressBar(f"decoding {listing.name} to {image}x{image}", len(files), progress)
-    return load_or_fill(folder, shapes, fill, notes, bar)
+    return load_or_fill(folder, shapes, fill, notes, bar, _usable)
+
+
+def _usable(notes: dict) -> bool:
+    """Whether notes hold what is read of them."""
+    try:
+        kept = np.array([notes["mean"], notes["std"]], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return kept.shape == (2, 3) and bool(np.isfinite(kept).all())

@@ -1,7 +1,8 @@
 """Keep decoded images on disk: a folder per data set and image size, made once and memory-mapped from then
 on.
 
-The folder is written under a temporary name and renamed when it is whole, so a reader never sees half of it.
+The folder is written under a temporary name and renamed when it is whole, so a reader never sees half of it. What
+a process that was killed had decoded is kept, and the next one goes on from there.
 When several ranks start at once, one decodes and the others wait for it: the waiting rests on a file lock
 that the system takes back when its holder dies, and is given up when the holder shows no progress, so nothing
 that another process does or leaves behind can hang this one. The lock only saves work: where there is none
@@ -15,15 +16,17 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
 from minidnn.data.progress import ProgressBar
 from minidnn.errors import InputError
+from minidnn.files import writing
 
 try:
     import fcntl
@@ -34,21 +37,31 @@ STALL_SECONDS = (
     60.0  # without progress of the process that decodes, after which the others stop waiting for it
 )
 ABANDONED_SECONDS = 86400.0  # age at which a temporary folder is taken for one that its writer left behind
+KEPT_SECONDS = 5.0  # of decoding, at most, are lost to a process that is killed
 
-# Fills the two arrays "train" and "validation", calling the second argument with the count of images done.
+# Fills the two arrays "train" and "validation", calling the second argument with the count of images done. Those before
+# its attribute `kept` are there already.
 Fill = Callable[[dict[str, np.ndarray], Callable[[int], None]], None]
 
 
 def cache_folder() -> Path:
     """Where decoded images are kept: $MINIDNN_CACHE, else $XDG_CACHE_HOME/minidnn, else ~/.cache/minidnn."""
-    if os.environ.get("MINIDNN_CACHE"):
-        return Path(os.environ["MINIDNN_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "minidnn"
+    own, base = os.environ.get("MINIDNN_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(own)) if own else Path(os.path.expanduser(base)) / "minidnn"
+    if folder.parts[:1] and folder.parts[0].startswith("~"):
+        raise InputError(
+            f"MINIDNN_CACHE {folder}: there is no such user: set it to a folder that can be written"
+        )
+    return folder
 
 
 def load_or_fill(
-    folder: Path, shapes: dict[str, tuple[int, ...]], fill: Fill, notes: Callable, bar: ProgressBar
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    fill: Fill,
+    notes: Callable,
+    bar: ProgressBar,
+    usable: Callable[[dict], bool] = bool,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """The arrays kept in `folder`; where it is missing or damaged, make it first.
 
@@ -64,6 +77,8 @@ def load_or_fill(
         Given the filled arrays, returns a JSON-able dict that is kept beside them.
     bar : ProgressBar
         Shows the progress, whichever process makes it.
+    usable : callable
+        Whether notes found on the disk are what `notes` returns.
 
     Returns
     -------
@@ -75,19 +90,19 @@ def load_or_fill(
     InputError
         What `fill` raised, in this process or in the one waited for; or the cache cannot be written.
     """
-    kept = _open(folder, shapes)
+    kept = _open(folder, shapes, usable)
     if kept:
         return kept
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.lock", "a+b", buffering=0) as lock:
-            waited = _acquire(lock.fileno(), bar)
-            kept = _open(folder, shapes)  # somebody may have made it meanwhile
+            held, waited = _acquire(lock.fileno(), bar)
+            kept = _open(folder, shapes, usable)  # somebody may have made it meanwhile
             if not kept:
-                if waited:
+                if held and waited:
                     _raise_failure(lock.fileno())
-                _make(folder, shapes, fill, notes, bar, lock.fileno())
-                kept = _open(folder, shapes)
+                _make(folder, shapes, fill, notes, _Counter(lock.fileno(), bar), held, usable)
+                kept = _open(folder, shapes, usable)
     except OSError as error:
         raise InputError(
             f"{folder.parent}: cannot keep the decoded images here ({error.strerror or error}): set "
@@ -100,12 +115,16 @@ def load_or_fill(
     return kept
 
 
-def _open(folder: Path, shapes: dict) -> tuple[dict[str, np.ndarray], dict] | None:
+def _open(
+    folder: Path, shapes: dict, usable: Callable[[dict], bool]
+) -> tuple[dict[str, np.ndarray], dict] | None:
     """The entry, or None where it is missing, cut short or not what was asked for."""
     try:
         notes = json.loads((folder / "notes.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
     except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(notes, dict) or not usable(notes):
         return None
     if any(arrays[name].shape != shape or arrays[name].dtype != np.uint8 for name, shape in shapes.items()):
         return None
@@ -113,37 +132,56 @@ def _open(folder: Path, shapes: dict) -> tuple[dict[str, np.ndarray], dict] | No
     return {name: array.view(np.ndarray) for name, array in arrays.items()}, notes
 
 
-def _make(folder: Path, shapes: dict, fill: Fill, notes: Callable, bar: ProgressBar, lock: int) -> None:
-    for old in folder.parent.glob(f"{folder.name}.part-*"):
-        if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-    count = _Counter(lock, bar)
+def _make(
+    folder: Path, shapes: dict, fill: Fill, notes: Callable, count: _Counter, held: bool, usable
+) -> None:
+    for old in folder.parent.glob("*.part*"):
+        with suppress(FileNotFoundError):  # another process may be sweeping, too
+            if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+    # Whoever holds the lock is alone with the folder that the one before may have left.
+    part = folder.with_name(f"{folder.name}.part" + ("" if held else f"-{uuid4().hex[:8]}"))
     try:
-        arrays = {name: _create(part / f"{name}.npy", shape) for name, shape in shapes.items()}
+        part.mkdir(exist_ok=held)
+        arrays = {name: _array(part / f"{name}.npy", shape) for name, shape in shapes.items()}
+        count.begin(part / "done", arrays)
         fill(arrays, count)
-        (part / "notes.json").write_text(json.dumps(notes(arrays)))
         for array in arrays.values():
             array.flush()
+        with writing(part / "notes.json") as file:
+            file.write(json.dumps(notes(arrays)))
+        (part / "done").unlink(missing_ok=True)
         if folder.exists():
-            if _open(folder, shapes):  # made by another process, while this one worked without the lock
+            # Made by another process, while this one worked without the lock; or damaged, which `_open` refuses.
+            if _open(folder, shapes, usable):
+                shutil.rmtree(part)
                 return
-            shutil.rmtree(folder)  # damaged: `_open` refused it
+            shutil.rmtree(folder)
         try:
             os.rename(part, folder)
         except OSError:
-            if not _open(folder, shapes):
+            if not _open(folder, shapes, usable):
                 raise
-    except InputError as error:
-        count.write(f"failed {error}")
+    except (InputError, OSError) as error:
+        if isinstance(error, InputError):
+            count.write(f"failed {error}")
+        shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not held:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    # Take the room on the disk now: running out of it while writing to mapped memory would kill the process.
+def _array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The array that a process before has left, or a new one; its room on the disk is taken now."""
+    try:
+        array = np.load(path, mmap_mode="r+")
+        if array.shape != shape or array.dtype != np.uint8:
+            raise ValueError
+    except (OSError, ValueError, EOFError):
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        (path.parent / "done").unlink(missing_ok=True)
+    # Running out of it while writing to mapped memory would kill the process.
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             try:
@@ -155,19 +193,34 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 class _Counter:
-    """Called with the count done: draws the bar, and leaves the count in the lock file for those who wait."""
+    """Called with the count done: draws the bar, leaves the count in the lock file for those who wait, and beside the
+    arrays for the one who goes on after this process has been killed.
+    """
 
     def __init__(self, lock: int, bar: ProgressBar) -> None:
         self.lock, self.bar = lock, bar
-        self(0)
+
+    def begin(self, file: Path, arrays: dict[str, np.memmap]) -> None:
+        self.file, self.arrays, self.at = file, arrays, time.monotonic()
+        try:
+            self.kept = int(file.read_text())
+        except (OSError, ValueError):
+            self.kept = 0
+        self(self.kept)
 
     def __call__(self, done: int) -> None:
         self.bar.update(done)
         self.write(f"done {done}")
+        if time.monotonic() - self.at > KEPT_SECONDS:
+            for array in self.arrays.values():
+                array.flush()
+            with writing(self.file) as file:
+                file.write(str(done))
+            self.at = time.monotonic()
 
     def write(self, text: str) -> None:
         os.ftruncate(self.lock, 0)
-        os.write(self.lock, text.encode())  # opened for appending: lands at the start
+        os.write(self.lock, text.encode(errors="backslashreplace"))  # opened for appending: at the start
 
 
 def _read(lock: int) -> str:
@@ -175,26 +228,26 @@ def _read(lock: int) -> str:
     return os.read(lock, 65536).decode(errors="replace")
 
 
-def _acquire(lock: int, bar: ProgressBar) -> bool:
-    """Take the lock, waiting while its holder makes progress. Returns whether another process held it."""
+def _acquire(lock: int, bar: ProgressBar) -> tuple[bool, bool]:
+    """Take the lock, waiting while its holder makes progress. Returns whether it is held, and was waited for."""
     if fcntl is None:
-        return False
+        return False, False
     seen, changed_at, waited = "", time.monotonic(), False
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the file is closed, by death too
-            return waited
+            return True, waited
         except BlockingIOError:
             waited = True
         except OSError:  # a file system without locks
-            return False
+            return False, waited
         text = _read(lock)
         if text != seen:
             seen, changed_at = text, time.monotonic()
             if text.startswith("done "):
                 bar.update(int(text[5:]))
         elif time.monotonic() - changed_at > STALL_SECONDS:
-            return False
+            return False, waited
         time.sleep(0.02)
 
 

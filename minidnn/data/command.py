@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minidnn.console import path
 from minidnn.data.archives import inspect
 from minidnn.data.cache import cache_folder
 from minidnn.data.download import TINY_IMAGENET_MD5, TINY_IMAGENET_URL, download
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     fetch = commands.add_parser("tiny-imagenet", help="fetch Tiny ImageNet (237 MiB) from its publisher")
     fetch.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the zip (default: here)"
+        "--out", type=path, default=".", metavar="DIR", help="folder for the zip (default: here)"
     )
     fetch.add_argument("--url", default=TINY_IMAGENET_URL, help="another copy of it (default: %(default)s)")
     fetch.add_argument(
@@ -30,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MD5, SHA-1 or SHA-256 of the file, '' for no check (default: %(default)s)",
     )
     info = commands.add_parser("info", help="say what data set a folder or zip holds")
-    info.add_argument("path", type=Path, metavar="PATH", help="folder or zip")
+    info.add_argument("path", type=path, metavar="PATH", help="folder or zip")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``minidnn data`` with parsed arguments. Returns the exit code; raises InputError."""
     if args.data_command == "tiny-imagenet":
-        target = args.out / (args.url.rstrip("/").rpartition("/")[2] or "tiny-imagenet-200.zip")
-        print(download(args.url, target, args.checksum))
+        name = args.url.partition("?")[0].rpartition("/")[2]
+        name = "tiny-imagenet-200.zip" if name in ("", ".", "..") else name
+        print(download(args.url, Path(args.out) / name, args.checksum))
     else:
         print(describe(args.path))
     return 0

@@ -67,6 +67,18 @@ class Dataset:
         self.mean, self.std = mean, std
         self.train = Split("train", *train, mean, std)
         self.validation = Split("validation", *validation, mean, std)
+        for split in (self.train, self.validation):
+            labels = np.asarray(split.labels)
+            if not len(labels) or len(labels) != len(split.images):
+                raise InputError(
+                    f"{name}, {split.name}: {len(split.images)} images and {len(labels)} labels: expected as many of "
+                    "both, and one at least"
+                )
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise InputError(
+                    f"{name}, {split.name}: labels {labels.min()} to {labels.max()}: expected 0 to "
+                    f"{len(self.classes) - 1}, the positions in classes"
+                )
 
     def __repr__(self) -> str:
         return (

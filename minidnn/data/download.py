@@ -7,13 +7,13 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from minidnn.data.progress import ProgressBar
 from minidnn.errors import InputError
+from minidnn.files import disk, to_disk
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -32,8 +32,9 @@ def download(
     """Fetch `url` into the file `target`.
 
     What has arrived is kept in ``target.part``, so a download that was cut off, by the network or by Ctrl-C,
-    goes on where it stopped when it is asked for again, if the server serves ranges. `target` appears when it
-    is whole and its checksum is right; where it is there already, it is only checked.
+    goes on where it stopped when it is asked for again, if the server serves ranges and there is a checksum to tell
+    whether the parts are of one file. `target` appears when it is whole and its checksum is right; where it is there
+    already, it is only checked.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def download(
     target : path
         The file to write; its folder is made.
     checksum : str, optional
-        MD5, SHA-1 or SHA-256 in hexadecimal, told apart by length. None or empty: not checked.
+        MD5, SHA-1 or SHA-256 in hexadecimal, told apart by length. None or empty: not checked, but for its length,
+        which the server must tell.
     progress : bool, optional
         Whether to draw a bar on stderr; by default, where that is a terminal.
     timeout : float
@@ -58,10 +60,15 @@ def download(
         No connection, no such file on the server, a broken transfer, a full disk or a wrong checksum.
     """
     target = Path(target)
-    part = target.with_name(target.name + ".part")
-    if checksum and len(checksum) not in CHECKSUMS:
+    # Without a checksum nothing could tell whether what is there, or what another process adds, is of the same file.
+    part = target.with_name(f"{target.name}.part" if checksum else f".{uuid4().hex[:16]}.part")
+    if checksum and (len(checksum) not in CHECKSUMS or set(checksum.lower()) - set("0123456789abcdef")):
         raise InputError(f"checksum {checksum}: expected the 32, 40 or 64 digits of an MD5, SHA-1 or SHA-256")
-    with _disk(target):
+    if url.partition(":")[0].lower() not in ("http", "https"):
+        raise InputError(f"{url}: not an address: expected http://... or https://...")
+    with disk(target):
+        if part.is_symlink():
+            raise InputError(f"{part}: a link, and what is fetched would go where it points: remove it")
         if target.exists():
             if checksum and not _matches(target, checksum):
                 raise InputError(
@@ -77,22 +84,25 @@ def download(
             done, reason = _fetch(url, part, bar, timeout)
             if done:
                 break
-            if attempt == ATTEMPTS - 1 or _size(part) <= before:
+            if not checksum or attempt == ATTEMPTS - 1 or _size(part) <= before:
+                remedy = "the same command goes on from there" if checksum else "try again"
+                raise InputError(f"{url}: broken off after {_size(part):,} bytes ({reason}): {remedy}")
+        if not checksum and bar.total is None:
+            raise InputError(f"{url}: the server does not tell the length, so it may be cut: give a checksum")
+        with disk(target):
+            if checksum and not _matches(part, checksum):
                 raise InputError(
-                    f"{url}: broken off after {_size(part):,} bytes ({reason}): "
-                    f"the same command goes on from there"
+                    f"{url}: not the file expected: its checksum is not {checksum}. It is kept in {part}: "
+                    "delete that to fetch it anew, or give the right checksum"
                 )
+            with open(part, "rb") as file:
+                to_disk(file)
+            os.replace(part, target)
     finally:
         if bar:
             bar.close()
-    with _disk(target):
-        if checksum and not _matches(part, checksum):
-            part.unlink()
-            raise InputError(
-                f"{url}: not the file expected: its checksum is not {checksum}. What was fetched is deleted; "
-                f"try again, or give --checksum if the file has changed"
-            )
-        os.replace(part, target)
+        if not checksum:
+            part.unlink(missing_ok=True)
     return target
 
 
@@ -125,7 +135,7 @@ def _fetch(url: str, part: Path, bar: ProgressBar, timeout: float) -> tuple[bool
         start = _start(answer, have)
         length = answer.headers.get("Content-Length")
         bar.total = start + int(length) if length and length.isdigit() else None
-        with _disk(part):
+        with disk(part):
             file = open(part, "r+b" if start else "wb")  # a server that serves no ranges starts anew
         with file:
             file.seek(start)
@@ -153,7 +163,7 @@ def _copy(answer: Any, file: Any, part: Path, bar: ProgressBar) -> tuple[bool, s
             return False, str(error) or type(error).__name__
         if not data:
             break
-        with _disk(part):
+        with disk(part):
             file.write(data)
         at += len(data)
     # A connection that is closed early looks like the end of the file: only the length tells.
@@ -169,12 +179,3 @@ def _matches(path: Path, checksum: str) -> bool:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Turn what goes wrong on the disk into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -21,7 +21,7 @@ import numpy as np
 from minidnn.data.source import Source
 from minidnn.errors import InputError
 
-PET = re.compile(r"(cat|dog)\.(\d+)\.(jpe?g|png)", re.IGNORECASE)
+PET = re.compile(r"(cat|dog)\.(\d{1,18})\.(jpe?g|png)", re.IGNORECASE | re.ASCII)
 PICTURE = (".jpeg", ".jpg", ".png")
 VALIDATION_SHARE = 0.2  # of each class, where Dogs vs. Cats comes without validation/
 
@@ -174,6 +174,10 @@ def recognise(source: Source, expected: str | None = None) -> Listing:
         if expected not in (None, name):
             raise InputError(f"{source.path}: laid out as {name}, expected {expected}")
         return LISTERS[name](source, top)
+    if "train.zip" in source.names():
+        raise InputError(
+            f"{source.path}: Kaggle's archive holds train.zip: unpack that one, and give its path"
+        )
     raise InputError(
         f"{source.path}: not a known layout: expected wnids.txt, train/ and val/ (Tiny ImageNet), or "
         f"train/ with cat.N.jpg and dog.N.jpg (Dogs vs. Cats); found {_some(source.names())}"
@@ -192,11 +196,17 @@ def _layout_at(source: Source, top: str) -> str | None:
 
 def _pictures(source: Source, folder: str) -> list[str]:
     names = [name for name in source.names(folder) if name.lower().endswith(PICTURE)]
-    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return sorted(names, key=_numbers_by_size)
+
+
+def _numbers_by_size(name: str) -> list:
+    """Texts and, of the numbers between them, which may be of any length, count and text of the digits."""
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _text(source: Source, name: str) -> str:
-    return source.read(name).decode("utf-8", errors="replace")
+    return source.read(name).decode("utf-8-sig", errors="replace")
 
 
 def _some(names: list[str]) -> str:

@@ -75,7 +75,10 @@ class ShapeImages:
     def __init__(self, n: int, classes: int, image: int, seed: int, split: str) -> None:
         self.shape = (n, image, image, 3)
         self.classes, self.seed, self.split = classes, seed, split
-        self.kept = np.empty(self.shape, dtype=np.uint8)  # takes no memory before it is written
+        try:
+            self.kept = np.empty(self.shape, dtype=np.uint8)  # takes no memory before it is written
+        except MemoryError as error:
+            raise InputError(f"Shapes with {n} images of {image}x{image}: {error}: ask for fewer") from None
         self.made = np.zeros(n, dtype=bool)
 
     def __len__(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from ..errors import InputError
+
 
 def balanced_starts(costs: Sequence[float], stages: int) -> list[int]:
     """The numbers of the layers that begin stages 1, 2, ...
@@ -14,7 +16,7 @@ def balanced_starts(costs: Sequence[float], stages: int) -> list[int]:
     """
     n = len(costs)
     if not 1 <= stages <= n:
-        raise ValueError(f"cannot cut {n} layers into {stages} stages")
+        raise InputError(f"cannot cut {n} layers into {stages} stages")
     total = [0.0, *accumulate(costs)]
     best = [0.0] + [float("inf")] * n
     cuts: list[list[int]] = []

@@ -124,15 +124,15 @@ def parse_splits(text: str) -> dict[str, Split]:
             axis, sign, place_ = word.partition("@")
             if equals and letter and all(axes.split(",")):
                 letters[letter] = tuple(axes.split(","))
-            elif sign and axis and place_.isdecimal():
+            elif sign and axis and place_.isdecimal() and len(place_) < 10:
                 at[axis] = int(place_)
             else:
-                raise InputError(
-                    f"split {word!r}: expected a letter and axes, as n=data,model, or an axis and a place, as model@0"
+                raise InputError.about(
+                    "split", word, "a letter and axes, as n=data,model, or an axis and a place, as model@0"
                 )
         if not colon or not pattern.strip():
-            raise InputError(
-                f"split {rule!r}: expected a layer, or a pattern, and its splits, as in conv*: n=data,model"
+            raise InputError.about(
+                "split", rule, "a layer, or a pattern, and its splits, as in conv*: n=data,model"
             )
         rules[pattern.strip()] = Split(letters, at)
     return rules

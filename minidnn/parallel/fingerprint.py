@@ -38,7 +38,9 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def _complaint(name: str, texts: list[str]) -> str:

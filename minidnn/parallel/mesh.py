@@ -49,11 +49,10 @@ class Mesh:
         axes: dict[str, int] = {}
         for part in text.split(","):
             name, equals, size = (word.strip() for word in part.partition("="))
-            if not name.isidentifier() or not equals or not size.isdecimal() or not int(size) or name in axes:
-                raise InputError(
-                    f"mesh {text!r}: expected axes and their sizes, as in data=2,stage=2,model=2"
-                )
-            axes[name] = int(size)
+            number = int(size) if equals and size.isdecimal() and len(size) < 10 else 0
+            if not name.isidentifier() or not number or name in axes:
+                raise InputError.about("mesh", text, "axes and their sizes, as in data=2,stage=2,model=2")
+            axes[name] = number
         return cls(**axes)
 
     @cached_property

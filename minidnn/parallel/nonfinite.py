@@ -22,9 +22,7 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
     updated since (One Weird Trick with an update after every micro-batch).
     """
     names = [layer.name for layer in executor.plan.layers]
-    held, variables = executor.plan.held[executor.rank], executor.replica.variables
-    wrong = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
-    weights = _least(executor, min(map(names.index, wrong), default=len(names)))
+    weights = wrong_weights(executor)
     output = _least(executor, _first_output(executor, images, labels, names))
     place, kind = (weights, "weights") if weights <= output else (output, "output")
     step = executor.iteration
@@ -36,6 +34,14 @@ def diagnose(executor: Any, images: Any, labels: np.ndarray) -> NonFiniteError:
         f"step {step}: the loss is not finite; the first non-finite value is in the {kind} of layer "
         f"{names[place]!r}: lower the learning rate, or check the input"
     )
+
+
+def wrong_weights(executor: Any) -> int:
+    """Where in the plan the first layer is whose weights are not finite on some rank; the number of layers if none."""
+    names = [layer.name for layer in executor.plan.layers]
+    held, variables = executor.plan.held[executor.rank], executor.replica.variables
+    wrong = [p.layer for p in held if not p.buffer and not _finite(variables[p.name].data)]
+    return _least(executor, min(map(names.index, wrong), default=len(names)))
 
 
 def _least(executor: Any, place: int) -> int:

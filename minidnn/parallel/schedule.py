@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -75,7 +77,7 @@ def one_weird_trick(scheme: str, micro_batches: int, update_each: bool) -> list[
     on j, and the gradients of j travel during the work on j + 1.
     """
     if scheme == "a" and micro_batches != 1:
-        raise ValueError(f"scheme (a) exchanges the whole batch at once: 1 micro-batch, got {micro_batches}")
+        raise InputError(f"scheme (a) exchanges the whole batch at once: 1 micro-batch, got {micro_batches}")
     actions: list[Action] = [Forward(0, 0), Prefetch(1, 0)]
     for i in range(micro_batches):
         if i + 1 < micro_batches:

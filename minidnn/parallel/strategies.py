@@ -109,7 +109,7 @@ def sequential(model: nn.Sequential, shape: Shapes, ranks: int, options: Options
     """One process; the reference of all the others."""
     if ranks != 1:
         raise InputError(f"strategy 'sequential' runs on 1 rank, got {ranks}: choose another strategy")
-    return _by_samples("sequential", model, shape, Mesh(data=1), options)
+    return _by_samples("sequential", model, shape, _mesh("sequential", ranks, options, Mesh(data=1)), options)
 
 
 def data(model: nn.Sequential, shape: Shapes, ranks: int, options: Options) -> Strategy:

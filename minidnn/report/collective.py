@@ -10,7 +10,9 @@ import argparse
 from math import ceil
 
 from minidnn.comm.algorithms import ALGORITHMS
+from minidnn.console import count, path
 from minidnn.errors import InputError
+from minidnn.pictures import save, styled
 
 from .bandwidth import lower_bound
 from .provenance import Provenance, provenance
@@ -26,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--op", help=f"one of {', '.join(EXPLAINED)} (default: the first that has the algorithm)"
     )
-    parser.add_argument("--ranks", type=int, default=4, help="number of ranks (default 4)")
-    parser.add_argument("--elements", type=int, help="length of the array (default: 4 per rank)")
-    parser.add_argument("--root", type=int, default=0, help="of a broadcast, reduce, scatter or gather")
+    parser.add_argument("--ranks", type=count(1, 64), default=4, help="number of ranks (default 4)")
+    parser.add_argument("--elements", type=count(0), help="length of the array (default: 4 per rank)")
+    parser.add_argument("--root", type=count(0), default=0, help="of a broadcast, reduce, scatter or gather")
     parser.add_argument("--nodes", help="for hierarchical: the node of each rank, as in 0,0,1,1")
-    parser.add_argument("--segments", type=int, help="for chain: the number of pieces (default 4)")
-    parser.add_argument("--plot", metavar="FILE", help="draw it, too: .png, .svg or .pdf")
+    parser.add_argument("--segments", type=count(1, 1024), help="for chain: the number of pieces (default 4)")
+    parser.add_argument("--plot", type=path, metavar="FILE", help="draw it, too: .png, .svg or .pdf")
 
 
 def main(args: argparse.Namespace) -> str:
@@ -45,7 +47,8 @@ def main(args: argparse.Namespace) -> str:
     history = _history(args)
     text = table(history) + "\n\n" + costs(history)
     if args.plot:
-        figure(history).savefig(args.plot, dpi=150, bbox_inches="tight")
+        with styled():
+            save(figure(history), args.plot, dpi=150, bbox_inches="tight")
         text += f"\ndrawn to {args.plot}"
     return text
 
@@ -55,19 +58,19 @@ def _history(args):
     if not ops:
         known = sorted({name for op in EXPLAINED for name in ALGORITHMS[op]})
         raise InputError(f"unknown algorithm {args.algorithm!r}; known: {', '.join(known)}")
-    if args.ranks < 1:
-        raise InputError(f"--ranks {args.ranks}: must be at least 1")
     n = 4 * args.ranks if args.elements is None else args.elements
     options = {"root": args.root}
-    try:
-        if args.algorithm == "chain":
-            options["segments"] = 4 if args.segments is None else args.segments
-        if args.algorithm == "hierarchical":
-            default = [2 * rank // args.ranks for rank in range(args.ranks)]  # two nodes
+    if args.algorithm == "chain":
+        options["segments"] = 4 if args.segments is None else args.segments
+    if args.algorithm == "hierarchical":
+        default = [2 * rank // args.ranks for rank in range(args.ranks)]  # two nodes
+        try:
             options["nodes"] = tuple(map(int, args.nodes.split(",")) if args.nodes else default)
-        return provenance(ops[0], args.algorithm, args.ranks, n, **options)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+        except ValueError:
+            raise InputError(
+                f"--nodes {args.nodes}: expected a number for each rank, as in 0,0,1,1"
+            ) from None
+    return provenance(ops[0], args.algorithm, args.ranks, n, **options)
 
 
 def table(history: Provenance) -> str:
@@ -127,11 +130,8 @@ def costs(history: Provenance) -> str:
 
 def figure(history: Provenance):
     """The same, drawn: time to the right, ranks downwards, arrows for messages, darker for more complete."""
-    try:
+    with styled() as Figure:
         import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError('--plot needs matplotlib: pip install "minidnn[plot]"') from None
     p, times, n = len(history.rounds), len(history.states), max(1, history.edges[-1])
     colours = matplotlib.colormaps["cividis_r"]
     drawing = Figure(figsize=(min(24, 1.2 + 2.1 * times), 1.0 + 0.75 * p))

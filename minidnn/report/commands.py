@@ -2,6 +2,7 @@
 
 import argparse
 
+from minidnn.console import count, path
 from minidnn.errors import InputError
 from minidnn.report.compare import compare, save_comparison
 from minidnn.report.explain import explain
@@ -13,17 +14,21 @@ from minidnn.report.views import write_views
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `minidnn trace`."""
-    parser.add_argument("folder", metavar="DIR", help="what --trace DIR wrote")
+    parser.add_argument("folder", type=path, metavar="DIR", help="what --trace DIR wrote")
     parser.add_argument("--explain", action="store_true", help="tell one step in words")
     parser.add_argument(
-        "--step", type=int, metavar="N", help="the step to tell and draw (default: a typical one)"
+        "--step", type=count(0), metavar="N", help="the step to tell and draw (default: a typical one)"
     )
     parser.add_argument(
-        "--rank", type=int, action="append", metavar="R", help="tell only this rank (repeatable)"
+        "--rank", type=count(0), action="append", metavar="R", help="tell only this rank (repeatable)"
     )
     parser.add_argument("--every-round", action="store_true", help="tell every round of every collective")
     parser.add_argument(
-        "-o", "--out", metavar="DIR", help="where the pictures go (default: into the trace's folder)"
+        "-o",
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="where the pictures go (default: into the trace's folder)",
     )
     parser.add_argument("--no-pictures", action="store_true", help="only print")
 
@@ -54,8 +59,12 @@ def run_trace(args: argparse.Namespace) -> int:
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `minidnn compare`."""
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="two or more folders that --trace wrote")
-    parser.add_argument("-o", "--out", metavar="FILE", help="draw them, too: FILE.png, .svg or .pdf")
+    parser.add_argument(
+        "folders", nargs="+", type=path, metavar="DIR", help="two or more folders that --trace wrote"
+    )
+    parser.add_argument(
+        "-o", "--out", type=path, metavar="FILE", help="draw them, too: FILE.png, .svg or .pdf"
+    )
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -74,14 +83,13 @@ def run_compare(args: argparse.Namespace) -> int:
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `minidnn graph`, beside those that choose the plan."""
-    parser.add_argument("-o", "--out", default="graph.svg", metavar="FILE", help="FILE.svg, .png or .pdf")
+    parser.add_argument(
+        "-o", "--out", type=path, default="graph.svg", metavar="FILE", help="FILE.svg, .png or .pdf"
+    )
 
 
 def run_graph(args: argparse.Namespace, plan) -> int:
     """Draw a plan."""
-    try:
-        drawn_by = save_graph(plan, args.out)
-    except OSError as error:
-        raise InputError(f"cannot write {args.out}: {error.strerror or error}") from None
+    drawn_by = save_graph(plan, args.out)
     print(f"wrote {args.out}, drawn by {drawn_by}")
     return 0

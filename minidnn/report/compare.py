@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from minidnn.errors import printable
+from minidnn.pictures import save, styled
 from minidnn.report.breakdown import PARTS, TITLES, Breakdown, by_rank, mean
 from minidnn.report.colors import MUTED, part_style
-from minidnn.report.matplot import pyplot
 from minidnn.report.records import CONTENTS, Message, Trace
 from minidnn.report.tables import memory_by_rank
 from minidnn.text import size, table
@@ -27,7 +28,7 @@ def names(traces: list[Trace]) -> list[str]:
     """A name for each run: its strategy, with the folder where two share one."""
     strategies = [trace.name for trace in traces]
     twice = {name for name in strategies if strategies.count(name) > 1}
-    return [f"{t.name} ({t.folder.name})" if t.name in twice else t.name for t in traces]
+    return [f"{t.name} ({printable(t.folder.name)})" if t.name in twice else t.name for t in traces]
 
 
 def bytes_by_cause(trace: Trace) -> dict[tuple[str, str], float]:
@@ -132,9 +133,15 @@ def _reason(traces: list[Trace], titles: list[str]) -> list[str]:
 
 def save_comparison(traces: list[Trace], path: str | Path) -> None:
     """Draw box plots of the step times, the steps as lines, where the time goes, and the bytes by cause."""
-    plt = pyplot()
+    with styled() as Figure:
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        _panels(figure, traces)
+        save(figure, path, dpi=150)
+
+
+def _panels(figure, traces: list[Trace]) -> None:
     titles = names(traces)
-    figure, ((boxes, lines), (split, sent)) = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    (boxes, lines), (split, sent) = figure.subplots(2, 2)
     colors = [MUTED[i % len(MUTED)] for i in range(len(traces))]
     times = [[1e3 * seconds for seconds in step_times(trace)] for trace in traces]
     flier = {"marker": "*", "markeredgecolor": "red", "markerfacecolor": "red"}  # as in the thesis
@@ -154,8 +161,6 @@ def save_comparison(traces: list[Trace], path: str | Path) -> None:
     _stack_bytes(sent, traces, titles)
     for axes in (boxes, lines, split, sent):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _stack_time(axes, traces: list[Trace], titles: list[str]) -> None:

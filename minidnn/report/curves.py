@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minidnn.pictures import save, styled
 from minidnn.report.colors import part_style
-from minidnn.report.matplot import pyplot
 
 STATES = {
     "input": ("input", "input"),
@@ -28,8 +28,15 @@ def draw_run(history, by_rank: Sequence[Sequence[float]], path: str | Path, titl
     path
         .png, .svg or .pdf.
     """
-    plt = pyplot()
-    figure, (loss, accuracy, time) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    with styled() as Figure:
+        figure = Figure(figsize=(15, 4.2), layout="constrained")
+        _panels(figure, history, by_rank)
+        figure.suptitle(title)
+        save(figure, path, dpi=150)
+
+
+def _panels(figure, history, by_rank: Sequence[Sequence[float]]) -> None:
+    loss, accuracy, time = figure.subplots(1, 3)
     epochs = [{**epoch, "epoch": number} for number, epoch in enumerate(history.epochs, 1)]
     training = {"color": "#332288", "label": "training"}
     validation = {"color": "#D55E00", "label": "validation", "marker": "o"}
@@ -45,9 +52,6 @@ def draw_run(history, by_rank: Sequence[Sequence[float]], path: str | Path, titl
         panel.legend(frameon=False)
     for panel in (loss, accuracy, time):
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _line(axes, epochs: list[dict], x: str, y: str, scale: float, **style) -> None:

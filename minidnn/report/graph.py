@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 
 from minidnn.errors import InputError
+from minidnn.files import writing
+from minidnn.pictures import FORMATS, save, styled
 from minidnn.report.colors import STATE_COLORS, ink, layer_colors, lighter
-from minidnn.report.matplot import pyplot
 from minidnn.report.plan_rows import cell_text, row_text, rows_of, title
 
 COMMUNICATION = STATE_COLORS["exposed"]
@@ -21,16 +22,18 @@ def save_graph(plan, path: str | Path) -> str:
     """Draw a plan into a .svg, .png or .pdf file; says what drew it, "Graphviz" or "matplotlib"."""
     graph = rows_of(plan)
     path = Path(path)
-    if path.suffix not in (".svg", ".png", ".pdf"):
+    if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: a graph is written as .svg, .png or .pdf")
     try:
         import graphviz
     except ImportError:
         graphviz = None
     if graphviz is not None and shutil.which("dot"):
-        path.write_bytes(graphviz.Source(dot(graph)).pipe(format=path.suffix[1:]))
+        with writing(path, "wb") as file:
+            file.write(graphviz.Source(dot(graph)).pipe(format=path.suffix[1:].lower()))
         return "Graphviz"
-    draw(graph, path)
+    with styled() as Figure:
+        save(draw(graph, Figure), path, dpi=150, bbox_inches="tight")
     return "matplotlib"
 
 
@@ -105,13 +108,15 @@ def _gradients(graph: dict, last: list[str]) -> list[str]:
     return lines + [f"  {last[r]} -> sync [style=dashed, dir=both];" for r in part]
 
 
-def draw(graph: dict, path: Path) -> None:
+def draw(graph: dict, Figure: type):
     """The same with matplotlib: a row for each layer, a column for each rank, bands for communication."""
-    plt = pyplot()
+    from matplotlib.patches import Rectangle
+
     rows, columns = graph["rows"], graph["size"]
     colors = layer_colors([row["name"] for row in rows if row["kind"] == "layer"])
     left, wide = -3.6, 1.9
-    figure, axes = plt.subplots(figsize=(1.15 * (wide * columns - left), 0.8 + 0.34 * len(rows)))
+    figure = Figure(figsize=(1.15 * (wide * columns - left), 0.8 + 0.34 * len(rows)))
+    axes = figure.subplots()
     axes.set(xlim=(left, wide * columns), ylim=(len(rows) + 0.2, -1.2))
     axes.axis("off")
     axes.set_title(title(graph), loc="left")
@@ -132,9 +137,8 @@ def draw(graph: dict, path: Path) -> None:
                 axes.plot(span, (y + 0.5, y + 0.5), color=COMMUNICATION, linewidth=2, zorder=1)
         for r, cell in enumerate(row["cells"]):
             if cell is not None:
-                box = plt.Rectangle((wide * r + 0.05, y + 0.06), wide - 0.1, 0.88, facecolor=color, zorder=2)
+                box = Rectangle((wide * r + 0.05, y + 0.06), wide - 0.1, 0.88, facecolor=color, zorder=2)
                 axes.add_patch(box)
                 words = cell_text(row, cell)
                 axes.text(wide * (r + 0.5), y + 0.5, words, ha="center", color=ink(color), zorder=3, **text)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    return figure

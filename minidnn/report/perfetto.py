@@ -8,8 +8,12 @@ docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU.
 """
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+from minidnn.files import writing
+from minidnn.launch import alive
 from minidnn.report.pieces import Piece, pieces
 from minidnn.report.records import Message, Trace
 from minidnn.report.timeline import NAMES
@@ -19,45 +23,48 @@ LEAST = 0.001  # microseconds: a slice without length is not drawn and catches n
 
 
 def save_perfetto(trace: Trace, path: str | Path, steps: list[int] | None = None) -> None:
-    """Write the steps asked for (by default all complete ones)."""
-    document = {
-        "traceEvents": events(trace, steps),
-        "displayTimeUnit": "ms",
-        "otherData": {
-            key: str(trace.run[key]) for key in ("model", "strategy", "command") if key in trace.run
-        },
-    }
-    Path(path).write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
+    """Write the steps asked for (by default all complete ones), event by event: a long run's file has gigabytes."""
+    about = {key: str(trace.run[key]) for key in ("model", "strategy", "command") if key in trace.run}
+    document = {"displayTimeUnit": "ms", "otherData": about, "traceEvents": []}
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    with writing(path) as file:
+        file.write(encode(document).removesuffix("]}"))
+        for number, event in enumerate(events(trace, steps)):
+            file.write("," * (number > 0) + encode(event))
+            if number % 10_000 == 0:
+                alive()
+        file.write("]}")
 
 
-def events(trace: Trace, steps: list[int] | None = None) -> list[dict]:
-    """The list `traceEvents`."""
+def events(trace: Trace, steps: list[int] | None = None) -> Iterator[dict]:
+    """What `traceEvents` lists."""
     steps = trace.complete_steps() if steps is None else steps
     wanted = set(steps)
     messages = [m for m in trace.messages if m.step in wanted]
-    result = []
     for rank in trace.ranks:
-        result += _metadata(rank, "process", name=f"rank {rank}")
-        result += _metadata(rank, "process", sort_index=rank)
-        result += _thread(rank, STEPS, "steps") + _thread(rank, COMPUTING, "computing")
+        yield from _metadata(rank, "process", name=f"rank {rank}")
+        yield from _metadata(rank, "process", sort_index=rank)
+        yield from _thread(rank, STEPS, "steps") + _thread(rank, COMPUTING, "computing")
         for step in steps:
             frame = trace.steps[step][rank]
             args = {"loss": frame.loss, "images": frame.images}
-            result.append(_slice(f"step {step}", "step", rank, STEPS, frame.begin, frame.end, args))
-            result += [_piece(rank, piece) for piece in pieces(trace, step, rank)]
+            yield _slice(f"step {step}", "step", rank, STEPS, frame.begin, frame.end, args)
+            yield from (_piece(rank, piece) for piece in pieces(trace, step, rank))
         for record in trace.memory.get(rank, []):
             held = {key: value for key, value in record.items() if isinstance(value, int) and key not in SKIP}
             if record.get("step") in wanted and held:
                 at = round(1e6 * record["time"], 3)
-                result.append({"ph": "C", "name": "memory, bytes", "pid": rank, "ts": at, "args": held})
+                yield {"ph": "C", "name": "memory, bytes", "pid": rank, "ts": at, "args": held}
     sends = _lanes(messages, "source", lambda m: (m.sent, m.send_done))
     receives = _lanes(messages, "dest", lambda m: (m.ready, m.done))
     for first, lanes, name in ((SENDS, sends, "sends"), (RECEIVES, receives, "receives")):
         for rank, lane in sorted({(m.source if first == SENDS else m.dest, lane) for m, lane in lanes}):
-            result += _thread(rank, first + lane, f"{name} {lane + 1}" if lane else name)
-    result += [_message(m, m.source, SENDS + lane, m.sent, m.send_done, "s") for m, lane in sends]
-    result += [_message(m, m.dest, RECEIVES + lane, m.ready, m.done, "f") for m, lane in receives]
-    return [event for item in result for event in (item if isinstance(item, list) else [item])]
+            yield from _thread(rank, first + lane, f"{name} {lane + 1}" if lane else name)
+    halves = chain(
+        (_message(m, m.source, SENDS + lane, m.sent, m.send_done, "s") for m, lane in sends),
+        (_message(m, m.dest, RECEIVES + lane, m.ready, m.done, "f") for m, lane in receives),
+    )
+    yield from chain.from_iterable(halves)
 
 
 SKIP = ("seq", "step", "rank")

@@ -16,7 +16,7 @@ import numpy as np
 from minidnn import functional as F
 from minidnn import nn
 from minidnn.backend import kernels, workers
-from minidnn.errors import InputError
+from minidnn.console import count
 from minidnn.functional.products import product
 from minidnn.nn.sequential import INPUT, Sequential
 from minidnn.nn.summary import summary_rows
@@ -188,14 +188,14 @@ def _rates(seconds: float, flops: int, peak: float) -> tuple[str, str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `minidnn profile`, beside those that choose the model."""
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed (after two that are not)")
-    parser.add_argument("--threads", type=int, help="cores to use (default: as many as BLAS)")
+    parser.add_argument(
+        "--steps", type=count(), default=5, help="steps that are timed (after two that are not)"
+    )
+    parser.add_argument("--threads", type=count(1, 1024), help="cores to use (default: as many as BLAS)")
 
 
 def run(args: argparse.Namespace, model: Sequential, shape: tuple[int, ...]) -> int:
     """Time the layers of `model` on ``args.batch`` images of a shape; print the table."""
-    if args.steps < 1 or (args.threads is not None and args.threads < 1):
-        raise InputError("--steps and --threads must be at least 1")
     if args.threads:
         workers.set_threads(args.threads)
     batch = args.batch

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from minidnn.errors import InputError
+from minidnn.errors import InputError, printable
 
 PHASES = ("input", "forward", "backward", "gradient sync", "metrics", "update")
 CONTENTS = {
@@ -142,7 +142,7 @@ class Trace:
     @property
     def name(self) -> str:
         """What to call this run in a table: its strategy, or else the folder's name."""
-        return str(self.run.get("strategy") or self.folder.name)
+        return str(self.run.get("strategy") or printable(self.folder.name))
 
     def complete_steps(self) -> list[int]:
         """Numbers of the steps that every rank recorded."""

@@ -78,11 +78,11 @@ function showDetails(kind, record, adjoints) {
     return;
   }
   const m = record;
-  const names = adjoints.map(a => `<button data-number="${a.number}">${escape(a.op || "send")}, rank ${a.source} &rarr; ${a.dest}, round ${a.index} of ${a.count}, at ${span(a.sent)}</button>`);
+  const names = adjoints.map(a => `<button data-number="${escape(a.number)}">${escape(a.op || "send")}, rank ${escape(a.source)} &rarr; ${escape(a.dest)}, round ${escape(a.index)} of ${escape(a.count)}, at ${span(a.sent)}</button>`);
   const other = m.phase === "forward" ? "Its gradient comes back in backward by" : "It returns the gradient of the forward";
   const adjoint = names.length ? `<p>${other}: ${names.slice(0, 4).join(" ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""}</p>`
     : `<p class="why">${m.phase === "gradient sync" ? "Its adjoint is the use of the same weights on every rank, which needs no message." : "It has no adjoint message."}</p>`;
-  byId("details").innerHTML = `<p><b>${escape(m.op || "send")} of ${escape(m.content)} for ${escape(m.layer)}</b>: rank ${m.source} to rank ${m.dest}` +
+  byId("details").innerHTML = `<p><b>${escape(m.op || "send")} of ${escape(m.content)} for ${escape(m.layer)}</b>: rank ${escape(m.source)} to rank ${escape(m.dest)}` +
     (m.reason ? ` <span class="why">Why: ${escape(m.reason)}.</span>` : "") + "</p>" + adjoint + list([
     ["phase", m.phase], ["algorithm", m.algorithm], ["round", `${m.index} of ${m.count}`], ["ranks", m.group.join(", ")],
     ["bytes", `${m.bytes} (${bytes(m.bytes)})`], ["elements", `${m.start}:${m.stop} ${m.dtype}`], ["tag", m.tag], ["micro-batch", m.micro_batch],
@@ -124,9 +124,9 @@ function drawCharts() {
   const most = Math.max(1, ...data.matrix.flat());
   const labels = data.ranks.length <= 4;
   chart("matrix", 90 + Math.max(110, 34 * names.length), {
-    tooltip: { formatter: i => `rank ${i.value[1]} &rarr; rank ${i.value[0]}: ${i.value[2] === "-" ? "nothing" : bytes(i.value[2])}` },
-    xAxis: { type: "category", data: data.matrix.map((_, r) => r), name: "to", nameLocation: "middle", nameGap: 26, splitArea: { show: false } },
-    yAxis: { type: "category", data: data.matrix.map((_, r) => `from ${r}`), inverse: true },
+    tooltip: { formatter: i => `rank ${escape(data.ranks[i.value[1]])} &rarr; rank ${escape(data.ranks[i.value[0]])}: ${i.value[2] === "-" ? "nothing" : bytes(i.value[2])}` },
+    xAxis: { type: "category", data: data.ranks, name: "to", nameLocation: "middle", nameGap: 26, splitArea: { show: false } },
+    yAxis: { type: "category", data: data.ranks.map(r => `from ${r}`), inverse: true },
     visualMap: { min: 0, max: most, orient: "horizontal", left: "center", top: 0, itemHeight: 110, itemWidth: 12, calculable: false, textStyle: { color: css("soft") },
       text: [bytes(most), "0"], inRange: { color: [mix(css("hidden"), css("card"), 0.85), css("hidden")] } },
     grid: { left: 8, right: 20, top: 40, bottom: 4 },
@@ -166,7 +166,7 @@ fillTables();
 if (data.typical !== null) {
   timeline = new Timeline(byId("timeline"), data, showDetails);
   const select = byId("step");
-  select.innerHTML = Object.keys(data.timelines).map(n => `<option value="${n}">${n}, ${span(data.timelines[n].duration)}</option>`).join("");
+  select.innerHTML = Object.keys(data.timelines).map(n => `<option value="${escape(n)}">${escape(n)}, ${span(data.timelines[n].duration)}</option>`).join("");
   select.value = data.typical;
   const hint = () => { byId("details").innerHTML = '<p class="why">Click a message or a bar to see its record here.</p>'; };
   select.onchange = () => { timeline.show(select.value); fillLegend(); hint(); };

@@ -66,13 +66,14 @@ def layer_phase_table(trace: Trace, steps: list[int] | None = None) -> str:
 
 
 def communication_matrix(trace: Trace, steps: list[int] | None = None) -> list[list[float]]:
-    """Bytes per step: entry [source][destination]."""
+    """Bytes per step: entry [source][destination], of the ranks that the trace has."""
     steps = steps or trace.complete_steps()
     wanted = set(steps)
-    matrix = [[0.0] * trace.size for _ in range(trace.size)]
+    place = {rank: i for i, rank in enumerate(trace.ranks)}
+    matrix = [[0.0] * len(place) for _ in place]
     for message in trace.messages:
-        if message.step in wanted:
-            matrix[message.source][message.dest] += message.bytes / len(steps)
+        if message.step in wanted and message.source in place and message.dest in place:
+            matrix[place[message.source]][place[message.dest]] += message.bytes / len(steps)
     return matrix
 
 
@@ -80,11 +81,12 @@ def matrix_table(trace: Trace) -> str:
     """The communication matrix with sums."""
     matrix = communication_matrix(trace)
     rows = [
-        [f"rank {r}", *(size(b) if b else "." for b in row), size(sum(row))] for r, row in enumerate(matrix)
+        [f"rank {r}", *(size(b) if b else "." for b in row), size(sum(row))]
+        for r, row in zip(trace.ranks, matrix, strict=True)
     ]
-    received = [sum(row[d] for row in matrix) for d in range(trace.size)]
+    received = [sum(column) for column in zip(*matrix, strict=True)]
     rows += [[], ["received", *(size(b) for b in received), size(sum(received))]]
-    header = ["from \\ to", *(f"rank {r}" for r in range(trace.size)), "sent"]
+    header = ["from \\ to", *(f"rank {r}" for r in trace.ranks), "sent"]
     return table(rows, header, "Communication matrix, per step")
 
 

@@ -192,14 +192,14 @@ class Timeline {
     if (item.seriesId === "messages") {
       const m = this.step.messages[item.dataIndex];
       return `<b>${escape(m.op || "send")} of ${escape(m.content)}, ${escape(m.layer)}</b> (${escape(m.phase)})<br>` +
-        `rank ${m.source} &rarr; rank ${m.dest}, ${bytes(m.bytes)} ${escape(m.dtype)}, elements ${m.start}:${m.stop}<br>` +
-        `${m.algorithm ? escape(m.algorithm) + ", " : ""}round ${m.index} of ${m.count}; sent ${span(m.sent)}, arrived ${span(m.done)}` +
+        `rank ${escape(m.source)} &rarr; rank ${escape(m.dest)}, ${bytes(m.bytes)} ${escape(m.dtype)}, elements ${escape(m.start)}:${escape(m.stop)}<br>` +
+        `${m.algorithm ? escape(m.algorithm) + ", " : ""}round ${escape(m.index)} of ${escape(m.count)}; sent ${span(m.sent)}, arrived ${span(m.done)}` +
         (m.reason ? `<br>why: ${escape(m.reason)}` : "");
     }
     const [begin, end, lane, kind, layer, phase, microBatch, flops] = this.step.pieces[item.dataIndex];
     const what = kind === "compute" ? `${layer} ${phase}`.trim() : this.data.kinds[kind] || kind;
     const rate = flops ? `<br>${(flops / 1e6).toFixed(1)} MFLOP, ${(flops / (end - begin) / 1e6).toFixed(2)} GFLOP/s` : "";
-    return `<b>${escape(what)}</b>, rank ${this.data.ranks[lane]}<br>${span(end - begin)}, from ${span(begin)}` +
-      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (microBatch === null ? "" : `<br>micro-batch ${microBatch}`) + rate;
+    return `<b>${escape(what)}</b>, rank ${escape(this.data.ranks[lane])}<br>${span(end - begin)}, from ${span(begin)}` +
+      (kind !== "compute" && layer ? `<br>${escape(layer)} ${escape(phase)}` : "") + (microBatch === null ? "" : `<br>micro-batch ${escape(microBatch)}`) + rate;
   }
 }

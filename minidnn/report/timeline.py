@@ -6,8 +6,8 @@ or hidden behind computing). Waiting is hatched: for a late sender, or for a lat
 
 from pathlib import Path
 
+from minidnn.pictures import save, styled
 from minidnn.report.colors import HATCHES, HATCHING, STATE_COLORS, families, ink, layer_colors, lighter
-from minidnn.report.matplot import pyplot
 from minidnn.report.pieces import Piece, communication, is_hidden, pieces, working
 from minidnn.report.records import Trace
 from minidnn.text import time
@@ -26,17 +26,17 @@ BROAD, THIN = 0.46, 0.09  # heights of the two bars, of a lane of height 1
 
 def save_timeline(trace: Trace, paths: list[str | Path] | str | Path, step: int | None = None) -> None:
     """Write the picture of one step (by default a typical one) to one or more files, .png or .svg."""
-    figure = draw(trace, trace.typical_step() if step is None else step)
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        figure.savefig(path, dpi=160, bbox_inches="tight")
-    pyplot().close(figure)
+    with styled():
+        figure = draw(trace, trace.typical_step() if step is None else step)
+        save(figure, *([paths] if isinstance(paths, str | Path) else paths), dpi=160, bbox_inches="tight")
 
 
 def draw(trace: Trace, step: int):
     """A matplotlib figure of one step."""
-    plt = pyplot()
     ranks = trace.ranks
-    figure, axes = plt.subplots(figsize=(13, 1.6 + 1.0 * len(ranks)))
+    with styled() as Figure:
+        figure = Figure(figsize=(13, 1.6 + 1.0 * len(ranks)))
+    axes = figure.subplots()
     zero, end = trace.window(step)
     colors = layer_colors(trace.layers())
     used: set[str] = set()

@@ -16,21 +16,13 @@ done to what was read:
 with what could be read, which is what `minidnn trace` shows.
 """
 
-import json
+import os
 from pathlib import Path
 
-from minidnn.errors import InputError
+from minidnn.errors import InputError, printable
+from minidnn.launch import alive
+from minidnn.report import schema
 from minidnn.report.records import Message, Span, Step, Trace
-
-FORMAT, VERSION = "minidnn-trace", 1
-LABELS = ("phase", "layer", "tensor", "op", "algorithm", "dtype", "cause")
-REQUIRED = {
-    "message": ("side", "source", "dest", "bytes", "posted", "done"),
-    "span": ("state", "begin", "end"),
-    "step": ("step", "begin", "end"),
-    "memory": (),
-    "end": ("records",),
-}
 
 
 def load(folder: str | Path) -> Trace:
@@ -56,19 +48,23 @@ def describe(problems: list[str]) -> str:
 def read(folder: str | Path) -> tuple[Trace | None, list[str]]:
     """Read what can be read of a trace, and say what is wrong with it (an empty list: nothing)."""
     folder = Path(folder)
-    if not folder.is_dir():
-        return None, ["no such folder" if not folder.exists() else "not a folder"]
+    if not os.path.isdir(folder):
+        return None, ["not a folder" if os.path.exists(folder) else "no such folder"]
     files = sorted(folder.glob("rank*.jsonl"))
     if not (folder / "run.json").is_file():
         return None, [
             "not a trace of minidnn: it has no run.json" + (" (the run did not end)" if files else "")
         ]
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        run = _clean(schema.parse((folder / "run.json").read_text(encoding="utf-8")))
+    except OSError as error:
+        return None, [f"run.json cannot be read: {error.strerror or error}"]
+    except ValueError as error:
         return None, [f"run.json is not valid JSON ({error})"]
-    if not isinstance(run, dict) or run.get("format", FORMAT) != FORMAT:
+    if not isinstance(run, dict) or run.get("format", schema.FORMAT) != schema.FORMAT:
         return None, ["not a trace of minidnn: run.json is another program's"]
+    if fault := schema.fault(run, schema.RUN):
+        return None, [f"run.json: {fault}"]
     problems: list[str] = []
     parts = {}
     for path in files:
@@ -85,37 +81,57 @@ def assemble(
     folder: str | Path, run: dict, parts: dict[int, tuple[dict, list[dict]]]
 ) -> tuple[Trace, list[str]]:
     """Make a trace of each rank's header and records (which it leaves as they are), and say what is wrong."""
-    size = max(header["size"] for header, _ in parts.values())
+    sizes = {header["size"] for header, _ in parts.values()}
+    size, problems = max(sizes), []
     trace = Trace(Path(folder), run, size, sorted(parts))
-    problems = []
-    missing = [str(r) for r in range(size) if r not in parts]
+    if len(sizes) > 1:
+        problems.append(f"its files are of runs of {' and '.join(map(str, sorted(sizes)))} ranks")
+    missing = [str(r) for r in range(size) if r not in parts][:16]
     if missing:
         problems.append(f"of {size} ranks, rank {', '.join(missing)} is missing")
     _fill(trace, parts, problems)
     return trace, problems
 
 
+def _clean(value: object) -> object:
+    """A value of JSON, in whose texts nothing is left that cannot be shown."""
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, list):
+        return [_clean(x) for x in value]
+    return {_clean(k): _clean(x) for k, x in value.items()} if isinstance(value, dict) else value
+
+
 def _read_rank(path: Path, run: dict, problems: list[str]) -> tuple[dict | None, list[dict]]:
     """Header and records of one file, up to the first line that is not what it must be."""
     records, ended = [], None
     header = None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                problems.append(f"{path.name} is cut off or damaged at line {number}")
-                return header, records
-            fault = _fault(record, header, len(records), ended, run)
-            if fault:
-                problems.append(f"{path.name} line {number}: {fault}")
-                return header, records
-            if header is None:
-                header = record
-            elif record["kind"] == "end":
-                ended = record["records"]
-            else:
-                records.append(record)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                if number % 10_000 == 0:
+                    alive()
+                try:
+                    record = schema.parse(line)
+                except ValueError:
+                    problems.append(f"{path.name} is cut off or damaged at line {number}")
+                    return header, records
+                if header is None and isinstance(record, dict):
+                    fault = schema.header_fault(record, run, path.stem.removeprefix("rank"))
+                else:
+                    fault = _fault(record, header, len(records), ended)
+                if fault:
+                    problems.append(f"{path.name} line {number}: {fault}")
+                    return header, records
+                if header is None:
+                    header = record
+                elif record["kind"] == "end":
+                    ended = record["records"]
+                else:
+                    records.append(record)
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror or error}")
+        return header, records
     if header is None:
         problems.append(f"{path.name} is empty")
     elif ended is None:
@@ -125,44 +141,31 @@ def _read_rank(path: Path, run: dict, problems: list[str]) -> tuple[dict | None,
     return header, records
 
 
-def _fault(record: object, header: dict | None, count: int, ended: int | None, run: dict) -> str | None:
-    """What is wrong with one line, or None."""
+def _fault(record: object, header: dict | None, count: int, ended: int | None) -> str | None:
+    """What is wrong with one line after the first, or None."""
     if not isinstance(record, dict):
         return "not a record"
-    if header is None:
-        if record.get("format") != FORMAT:
-            return "not a trace of minidnn (its header is missing)"
-        if record.get("version") != VERSION:
-            return f"written in version {record.get('version')} of the format, this program reads {VERSION}"
-        if not isinstance(record.get("rank"), int) or not isinstance(record.get("size"), int):
-            return "its header lacks rank or size"
-        if record.get("run") != run.get("run"):
-            return (
-                f"belongs to run {record.get('run')}, run.json to run {run.get('run')}: a mix of several runs"
-            )
-        return None
     if ended is not None:
         return "a record after the end line"
     kind = record.get("kind")
-    if kind not in REQUIRED:
-        return f"a record of unknown kind {kind!r}"
-    absent = [key for key in REQUIRED[kind] if key not in record]
-    if absent:
-        return f"a {kind} record without {', '.join(absent)}"
+    if not isinstance(kind, str) or kind not in schema.REQUIRED or kind == "header":
+        return f"a record of unknown kind {str(kind)[:40]!r}"
+    if fault := schema.record_fault(record, kind, header["rank"], header["size"]):
+        return fault
     if kind != "end" and record.get("seq") != count:
-        return f"record {count} is missing (found {record.get('seq')!r} in its place)"
+        return f"record {count} is missing (found {str(record.get('seq'))[:40]} in its place)"
     return None
 
 
 def _fill(trace: Trace, parts: dict, problems: list[str]) -> None:
     """Align the clocks, pair the messages and sort the records into the trace."""
-    shifts = {rank: float(header.get("clock_offset", 0.0)) for rank, (header, _) in parts.items()}
-    trace.clock_error = max(float(header.get("clock_error", 0.0)) for header, _ in parts.values())
+    shifts = {rank: float(header.get("clock_offset") or 0.0) for rank, (header, _) in parts.items()}
+    trace.clock_error = max(float(header.get("clock_error") or 0.0) for header, _ in parts.values())
     halves: dict[tuple, tuple[list, list]] = {}
     for _, records in parts.values():
         for record in records:
             if record["kind"] == "message":
-                key = (tuple(record.get("group", ())), record["source"], record["dest"], record.get("tag"))
+                key = (tuple(record.get("group") or ()), record["source"], record["dest"], record.get("tag"))
                 halves.setdefault(key, ([], []))[record["side"] == "recv"].append(record)
     pairs, alone = [], 0
     for sends, receives in halves.values():
@@ -212,7 +215,7 @@ def _sort_in(trace: Trace, rank: int, records: list[dict], shift: float) -> None
             step = Step(rank, record["step"], *times, record.get("loss"), record.get("images"))
             trace.steps.setdefault(step.step, {})[rank] = step
         elif record["kind"] == "memory":
-            memory.append({**record, "time": record.get("time", 0.0) + shift})
+            memory.append({**record, "time": (record.get("time") or 0.0) + shift})
     spans.sort(key=lambda span: span.begin)
     for i, span in enumerate(spans):
         # what follows a wait is the state before it, for a moment, and then the collective going on

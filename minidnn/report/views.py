@@ -3,14 +3,18 @@
 from pathlib import Path
 
 from minidnn.errors import InputError
+from minidnn.launch import alive
+from minidnn.pictures import styled
 from minidnn.report.html import save_html
 from minidnn.report.perfetto import save_perfetto
 from minidnn.report.records import Trace
 from minidnn.report.timeline import save_timeline
 
+FILES = ("trace.json", "report.html", "timeline.png", "timeline.svg")
+
 
 def write_views(trace: Trace, folder: str | Path | None = None, step: int | None = None) -> list[str]:
-    """Write trace.json, report.html, timeline.png and timeline.svg into a folder (default: the trace's).
+    """Write `FILES` into a folder (default: the trace's).
 
     Returns
     -------
@@ -23,21 +27,23 @@ def write_views(trace: Trace, folder: str | Path | None = None, step: int | None
         when the folder cannot be written to.
     """
     folder = Path(trace.folder if folder is None else folder)
-    lines = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_perfetto(trace, folder / "trace.json")
-        lines.append(
-            f"wrote {folder / 'trace.json'}: open it at https://ui.perfetto.dev or in chrome://tracing"
-        )
-        save_html(trace, folder / "report.html")
-        lines.append(f"wrote {folder / 'report.html'}: open it in a browser")
-        if trace.complete_steps():
-            try:
-                save_timeline(trace, [folder / "timeline.png", folder / "timeline.svg"], step)
-                lines.append(f"wrote {folder / 'timeline.png'} and timeline.svg")
-            except InputError as error:
-                lines.append(f"no timeline.png: {error}")
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
+    events, page, *pictures = (folder / name for name in FILES)
+    save_perfetto(trace, events)
+    lines = [f"wrote {events}: open it at https://ui.perfetto.dev or in chrome://tracing"]
+    alive()
+    save_html(trace, page)
+    lines.append(f"wrote {page}: open it in a browser")
+    alive()
+    if trace.complete_steps():
+        try:
+            with styled():
+                pass
+        except InputError as error:
+            return [*lines, f"no timeline.png: {error}"]
+        save_timeline(trace, pictures, step)
+        lines.append(f"wrote {pictures[0]} and timeline.svg")
     return lines

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
 from ..comm.communicator import Communicator
 from ..comm.ledger import Ledger
+from ..errors import InputError
 from ..parallel import Plan
 from ..text import size, table
 
@@ -65,6 +67,23 @@ def _by_state(ledger: Ledger) -> dict[str, float]:
     for (state, _, _), value in ledger.times().items():
         seconds[state] += value
     return seconds
+
+
+def alone(comm: Communicator, *works: Callable[[], None]) -> str:
+    """Let rank 0 work while the others wait for it; every rank calls this.
+
+    Returns
+    -------
+    str
+        On every rank what the first work that raised an InputError complains about; empty if none did.
+    """
+    complaints = []
+    for work in () if comm.rank else works:
+        try:
+            work()
+        except InputError as error:
+            complaints.append(str(error))
+    return comm.exchange_texts("".join(complaints[:1]))[0]
 
 
 def time_table(comm: Communicator, meter: Meter) -> tuple[str, np.ndarray]:

@@ -6,9 +6,8 @@ import argparse
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import inf
-from pathlib import Path
 
+from ..console import FRACTION, IMAGE, WIDTH, Parser, count, measure, one_of, path
 from ..errors import InputError
 from ..nn.models import MODELS
 from ..parallel.mesh import Mesh
@@ -24,36 +23,16 @@ CHECK_STEPS = 3
 BATCH, EPOCHS, RATE = Options.batch, 10, 0.01
 LARGE = 200  # pixels from which images are as those of the published networks
 
-# What numbers may be: names of options, the rule in words, the rule. Nothing compares with NaN, so it fits none.
-_RANGES = (
-    (
-        ("batch", "batch_per_rank", "epochs", "steps", "images", "image", "trace_steps"),
-        "1 or more",
-        lambda value: value >= 1,
-    ),
-    (
-        ("validation", "seed", "lr", "conv_lr_scale", "weight_decay", "decay"),
-        "a number from 0 up",
-        lambda value: 0 <= value < inf,
-    ),
-    (("momentum", "dropout"), "a number from 0 up and below 1", lambda value: 0 <= value < 1),
-)
+LONGEST = 2**20  # bytes that are read of a TOML file, which may turn out to be an endless device
 # What an argument of the library is called on the command line, where not like itself.
 _FLAGS = {"bucket_mib": "buckets"}
 # What a value in a TOML file must be for an option of a type.
 _TOML = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text")}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains by InputError, so that under MPI one rank speaks for all."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message} (see --help)")
-
-
 def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
     """The parser of a training program; `strategy` is its default, or None to ask for one."""
-    p = _Parser(
+    p = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +43,9 @@ def parser(description: str, strategy: str | None) -> argparse.ArgumentParser:
 
 def add_step_options(p: argparse.ArgumentParser, strategy: str | None) -> None:
     """All that a training step depends on, so that what plans it takes the same."""
-    p.add_argument("--config", metavar="FILE.toml", help="read options from a TOML file; flags override it")
+    p.add_argument(
+        "--config", type=path, metavar="FILE.toml", help="read options from a TOML file; flags override it"
+    )
     add_model_options(p.add_argument_group("model and data"))
     _training_options(p.add_argument_group("training"))
     _parallel_options(p.add_argument_group("parallelism"), strategy)
@@ -75,35 +56,38 @@ def add_model_options(g) -> None:
     g.add_argument("--model", default="alexnet", help=f"one of {', '.join(MODELS)}")
     g.add_argument("--variant", help="of alexnet: thesis, 2012 or owt; default by --strategy and --image")
     g.add_argument("--norm", default="lrn", help="of alexnet: lrn, batch or none")
-    g.add_argument("--width", type=float, default=1.0, help="of alexnet: factor on channels and features")
-    g.add_argument("--dropout", type=float, default=0.5, help="of alexnet's fully connected layers")
+    g.add_argument("--width", type=WIDTH, default=1.0, help="of alexnet: factor on channels and features")
+    g.add_argument("--dropout", type=FRACTION, default=0.5, help="of alexnet's fully connected layers")
     g.add_argument(
-        "--data", metavar="PATH", help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes"
+        "--data",
+        type=path,
+        metavar="PATH",
+        help="folder or zip of Tiny ImageNet or Dogs vs. Cats; default: shapes",
     )
-    g.add_argument("--image", type=int, help="pixels; default the data set's; of shapes 56, 67 for 2012")
-    g.add_argument("--classes", type=int, default=10, help="of the embedded shapes")
-    g.add_argument("--images", type=int, default=2000, help="training images of the embedded shapes")
+    g.add_argument("--image", type=IMAGE, help="pixels; default the data set's; of shapes 56, 67 for 2012")
+    g.add_argument("--classes", type=count(), default=10, help="of the embedded shapes")
+    g.add_argument("--images", type=count(), default=2000, help="training images of the embedded shapes")
     g.add_argument("--augment", action="store_true", help="random flips and crops")
 
 
 def _training_options(g) -> None:
-    g.add_argument("--batch", type=int, help=f"samples of a step over all ranks; default {BATCH}")
-    g.add_argument("--batch-per-rank", type=int, help="samples of a step per rank, instead")
-    g.add_argument("--epochs", type=int, help=f"default {EPOCHS}")
-    g.add_argument("--steps", type=int, help="of an epoch; default once through the data")
+    g.add_argument("--batch", type=count(), help=f"samples of a step over all ranks; default {BATCH}")
+    g.add_argument("--batch-per-rank", type=count(), help="samples of a step per rank, instead")
+    g.add_argument("--epochs", type=count(), help=f"default {EPOCHS}")
+    g.add_argument("--steps", type=count(), help="of an epoch; default once through the data")
     g.add_argument(
-        "--validation", type=int, default=500, metavar="N", help="validation images an epoch; 0: none"
+        "--validation", type=count(0), default=500, metavar="N", help="validation images an epoch; 0: none"
     )
-    g.add_argument("--lr", type=float, default=RATE, help=f"learning rate, default {RATE}")
+    g.add_argument("--lr", type=measure(), default=RATE, help=f"learning rate, default {RATE}")
     g.add_argument(
-        "--conv-lr-scale", type=float, default=1.0, help="of owt: factor on the convolutions' rate"
+        "--conv-lr-scale", type=measure(), default=1.0, help="of owt: factor on the convolutions' rate"
     )
-    g.add_argument("--momentum", type=float, default=0.9)
-    g.add_argument("--weight-decay", type=float, default=5e-4)
-    g.add_argument("--decay", type=float, default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
+    g.add_argument("--momentum", type=FRACTION, default=0.9)
+    g.add_argument("--weight-decay", type=measure(), default=5e-4)
+    g.add_argument("--decay", type=measure(), default=1e-6, help="Keras's: lr / (1 + decay * iteration)")
     g.add_argument("--dtype", default="float32", help="float32 or float64")
-    g.add_argument("--seed", type=int, default=0)
-    g.add_argument("--device", default="cpu", help="cpu or gpu")
+    g.add_argument("--seed", type=count(0, 2**63 - 1), default=0)
+    g.add_argument("--device", type=one_of("cpu", "gpu"), default="cpu", help="cpu or gpu")
 
 
 def _parallel_options(g, strategy: str | None) -> None:
@@ -116,7 +100,11 @@ def _parallel_options(g, strategy: str | None) -> None:
         "--all-reduce", default="ring", help="ring, doubling, halving, tree, direct, hierarchical, mpi, auto"
     )
     g.add_argument(
-        "--buckets", type=float, default=25.0, metavar="MIB", help="gradient buckets; 0: one per parameter"
+        "--buckets",
+        type=measure(1e6),
+        default=25.0,
+        metavar="MIB",
+        help="gradient buckets; 0: one per parameter",
     )
     g.add_argument(
         "--sharded-momentum", action="store_true", help="each rank updates its shard of the gradients"
@@ -132,11 +120,16 @@ def _parallel_options(g, strategy: str | None) -> None:
     g.add_argument(
         "--fc-pairs", action="store_true", help="of owt: column/row pairs of fully connected layers"
     )
-    g.add_argument("--micro-batches", type=int, default=1, metavar="M")
+    g.add_argument("--micro-batches", type=count(), default=1, metavar="M")
     g.add_argument("--schedule", default="1f1b", help=f"of a pipeline: {', '.join(PIPELINES)}")
     g.add_argument("--stages", help="of a pipeline: first layers of stages 1, 2, ..., as conv3,fc6 or 5,11")
-    g.add_argument("--balance", default="estimated", help="of a pipeline: estimated or measured layer costs")
-    g.add_argument("--dp", type=int, help="of hybrid, 3d and alexnet2012: ranks along data")
+    g.add_argument(
+        "--balance",
+        type=one_of("estimated", "measured"),
+        default="estimated",
+        help="of a pipeline: estimated or measured layer costs",
+    )
+    g.add_argument("--dp", type=count(), help="of hybrid, 3d and alexnet2012: ranks along data")
     g.add_argument("--debug-comm", action="store_true", help="compare a header before every collective")
 
 
@@ -146,10 +139,12 @@ def _output_options(g) -> None:
         action="store_true",
         help="run the one-process twin beside and compare; of a trace, each message",
     )
-    g.add_argument("--plot", metavar="FILE.png", help="curves, and where the time went")
-    g.add_argument("--trace", metavar="DIR", help="record every message; write tables, pictures and a report")
+    g.add_argument("--plot", type=path, metavar="FILE.png", help="curves, and where the time went")
     g.add_argument(
-        "--trace-steps", type=int, default=20, metavar="N", help="keep the last N steps of a trace"
+        "--trace", type=path, metavar="DIR", help="record every message; write tables, pictures and a report"
+    )
+    g.add_argument(
+        "--trace-steps", type=count(), default=20, metavar="N", help="keep the last N steps of a trace"
     )
     g.add_argument("--overwrite", action="store_true", help="let --trace replace an earlier run's folder")
     g.add_argument("--explain", action="store_true", help="tell step 1 in words")
@@ -176,18 +171,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise InputError(f"--strategy is missing: expected one of {', '.join(STRATEGIES)}")
     if args.batch is not None and args.batch_per_rank is not None:
         raise InputError("--batch and --batch-per-rank exclude each other: give one of them")
-    for names, rule, fits in _RANGES:
-        for name in names:
-            value = getattr(args, name, None)
-            if value is not None and not fits(value):
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected {rule}")
     if getattr(args, "check", False) and args.epochs is None and args.steps is None:
         args.steps, args.epochs = CHECK_STEPS, 1
     args.epochs = args.epochs or EPOCHS
     args.variant = args.variant or default_variant(args.strategy, args.image)
-    for name, known in (("balance", ("estimated", "measured")), ("device", ("cpu", "gpu"))):
-        if getattr(args, name) not in known:
-            raise InputError(f"--{name} {getattr(args, name)}: expected one of {', '.join(known)}")
     parallel_options(args)
     return args
 
@@ -202,28 +189,32 @@ def default_image(variant: str) -> int:
     return 67 if variant == "2012" else 56
 
 
-def read_toml(p: argparse.ArgumentParser, path: str) -> dict[str, object]:
+def read_toml(p: argparse.ArgumentParser, file: str) -> dict[str, object]:
     """The options in a file, those of every training program among them."""
     try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
+        with open(file, "rb") as source:
+            values = tomllib.loads(source.read(LONGEST).decode())
     except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: not TOML: {error}") from None
+        raise InputError(f"--config {file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--config {file}: not TOML: {error}") from None
     actions = {a.dest: a for a in (*parser("", None)._actions, *p._actions)}
     defaults = {}
     for key, value in values.items():
         action = actions.get(key.replace("-", "_"))
         if action is None or action.dest in ("config", "help"):
             known = sorted(d.replace("_", "-") for d in actions if d not in ("config", "help"))
-            raise InputError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
+            raise InputError(f"--config {file}: unknown option {key!r}; known: {', '.join(known)}")
         switch = action.const is True
         if action.dest == "stages" and isinstance(value, list):
             value = ",".join(map(str, value))
-        kinds, words = ((bool,), "true or false") if switch else _TOML[action.type or str]
+        kinds, words = ((bool,), "true or false") if switch else _TOML[getattr(action.type, "kind", str)]
         if not isinstance(value, kinds) or isinstance(value, bool) != switch:
-            raise InputError(f"--config {path}: {key} = {value!r}: expected {words}")
-        defaults[action.dest] = action.type(value) if action.type else value
+            raise InputError(f"--config {file}: {key} = {value!r}: expected {words}")
+        try:
+            defaults[action.dest] = action.type(value) if action.type else value
+        except (argparse.ArgumentTypeError, OverflowError) as error:
+            raise InputError(f"--config {file}: --{action.dest.replace('_', '-')} {error}") from None
     return defaults
 
 
@@ -237,8 +228,6 @@ def speaking_of_flags() -> Iterator[None]:
             raise
         flag = _FLAGS.get(error.argument, error.argument).replace("_", "-")
         raise InputError(f"--{flag} {error.value}: expected {error.expected}") from None
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
@@ -246,7 +235,7 @@ def parallel_options(args: argparse.Namespace, **overrides: object) -> Options:
     stages = None
     if args.stages:
         words = (word.strip() for word in args.stages.split(","))
-        stages = tuple(int(word) if word.isdecimal() else word for word in words)
+        stages = tuple(int(word) if word.isdecimal() and len(word) < 10 else word for word in words)
     same = (
         "dtype all_reduce sharded_momentum micro_batches schedule scheme fc_update fc_gradients fc_pairs dp"
     )

@@ -90,18 +90,25 @@ class _Noted:
 def without_effect(
     args: argparse.Namespace, model: nn.Sequential, shape: tuple[int, ...], ranks: int
 ) -> list[str]:
-    """A line for each option that was given and that makes no difference to this strategy over so many ranks."""
+    """A line for each option that was given and that is not read, or makes no difference to this strategy over so many
+    ranks."""
     defaults, options = parser("", None), parallel_options(args, batch=batch_of(args, ranks))
-    given = [name for name in _FLAGS if getattr(args, name) != defaults.get_default(name)]
+    unread = {}
+    if args.data:
+        unread |= dict.fromkeys(("classes", "images"), "with --data: it is of the shapes")
+    if not args.trace:
+        unread |= dict.fromkeys(("trace_steps", "overwrite"), "without --trace")
+    if args.model != "alexnet":
+        unread |= dict.fromkeys(("norm", "width", "dropout"), f"with --model {args.model}")
+    given = {n for n in (*unread, *_FLAGS) if getattr(args, n) != defaults.get_default(n)}
     used = cache(lambda strategy: _used(strategy, model, shape, ranks, options))
-    lines = []
-    for name in given:
-        if name not in used(args.strategy):
+    for name in _FLAGS:
+        if name in given and name not in used(args.strategy):
             others = [s for s in STRATEGIES if not args.split and name in used(s)]
             only = f", only with {', '.join(others)}" if others else f" on {ranks} rank{'s' * (ranks > 1)}"
-            what = "--split" if args.split else f"--strategy {args.strategy}"
-            lines.append(f"note: --{name.replace('_', '-')} has no effect with {what}{only}")
-    return lines
+            unread[name] = f"with {'--split' if args.split else f'--strategy {args.strategy}'}{only}"
+    lines = {name: f"note: --{name.replace('_', '-')} has no effect {why}" for name, why in unread.items()}
+    return [line for name, line in lines.items() if name in given]
 
 
 def _used(name: str, model: nn.Sequential, shape: tuple[int, ...], ranks: int, options: Options) -> set[str]:
@@ -110,7 +117,7 @@ def _used(name: str, model: nn.Sequential, shape: tuple[int, ...], ranks: int, o
     try:
         strategy = make_strategy(name, model, shape, ranks, noted)
         plan = make_plan(model, shape, strategy, options.batch)
-    except ValueError:
+    except InputError:
         return set()
     for stage in range(strategy.mesh.axis_size("stage")):
         strategy.schedule(stage)

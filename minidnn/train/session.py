@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +14,17 @@ from .. import nn
 from ..backend import get_array_module
 from ..comm.communicator import Communicator
 from ..comm.tuning import measure
+from ..console import any_text, drop_output
 from ..data import Augment, DataLoader, Shapes, open_dataset
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..launch import alive
 from ..launch.threads import status
 from ..optim import SGD
 from ..parallel import Executor, make_strategy
 from ..parallel.costs import measured_costs
 from ..parallel.fingerprint import check_same
-from ..report.matplot import check_target
+from ..pictures import check_target
 from .options import default_image, parallel_options, speaking_of_flags
 from .planning import apart, batch_of, build_model, normalises, without_effect
 from .reference import Reference
@@ -43,6 +47,10 @@ class Session:
 
     def __init__(self, comm: Communicator, args: argparse.Namespace) -> None:
         self.comm, self.args = comm, args
+        self.unheard: InputError | None = None  # why something could not be printed
+        any_text(sys.stdout)
+        if not faulthandler.is_enabled():  # a file of the cache that is cut meanwhile kills by a signal
+            faulthandler.enable(sys.__stderr__)
         if args.plot and comm.rank == 0:
             check_target(args.plot)
         options = {name: value for name, value in vars(args).items() if name not in LOCAL}
@@ -54,7 +62,7 @@ class Session:
         with self.ledger.during("input"):
             self.dataset = self._dataset()
             check_same(comm, {"the data set": self.dataset.fingerprint()})
-        comm.alive()
+        alive()
         self.batch = batch_of(args, comm.size)
         self.model = self.new_model()
         shape = (self.dataset.image, self.dataset.image, 3)
@@ -69,10 +77,15 @@ class Session:
         self.train = self.loader(training=True)
         self.validation = self.loader(training=False) if args.validation else None
 
-    def say(self, *text: object) -> None:
+    def say(self, *text: object, **options: Any) -> None:
         """Print, on rank 0."""
-        if self.comm.rank == 0:
-            print(*text, flush=True)
+        try:
+            if self.comm.rank == 0:
+                print(*text, flush=True, **options)
+        except OSError as error:  # the run goes on, for its files; a reader such as `head` has seen enough
+            drop_output()
+            if not isinstance(error, BrokenPipeError):
+                self.unheard = InputError(f"cannot print: {error.strerror or error}")
 
     def _dataset(self) -> Dataset:
         args = self.args

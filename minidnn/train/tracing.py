@@ -13,7 +13,7 @@ from dataclasses import asdict
 import numpy as np
 
 from ..comm import trace_files
-from ..errors import InputError
+from ..launch import alive
 from ..launch.threads import status
 from ..parallel import Result
 from ..parallel.memory import rank_memory
@@ -22,7 +22,7 @@ from ..report.live import gather
 from ..report.plan_rows import rows_of
 from ..report.tables import report
 from ..report.trace import load
-from ..report.views import write_views
+from ..report.views import FILES, write_views
 from .session import Session
 
 EXPLAINED_STEP = 1  # the second one: the first also pays for warming up
@@ -43,7 +43,7 @@ class Tracing:
         self.run = ""
         self.explain = self.args.explain
         if self.args.trace:
-            self.run = trace_files.prepare(self.comm, self.args.trace, self.args.overwrite)
+            self.run = trace_files.prepare(self.comm, self.args.trace, self.args.overwrite, FILES)
             self.ledger.trace(self.args.trace_steps)
         elif self.explain:
             self.ledger.trace(EXPLAINED_STEP + 1)
@@ -61,6 +61,13 @@ class Tracing:
         if self.explain and step == (0 if last else EXPLAINED_STEP):
             self.explain = False
             self._tell(step)
+
+    def abandon_step(self) -> bool:
+        """Let a step that is going on end here; whether there was one."""
+        going_on = self.ledger.labels.step is not None
+        if going_on:
+            self.ledger.end_step()
+        return going_on
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,8 +89,8 @@ class Tracing:
         if not self.args.trace:
             self.ledger.tracing = False
 
-    def close(self, history) -> None:
-        """Write the trace and its views, and print its tables."""
+    def write(self, history) -> None:
+        """Write the trace; InputError on every rank where one cannot."""
         if not self.args.trace:
             return
         memory = asdict(rank_memory(self.session.executor.plan, self.comm.rank))
@@ -91,13 +98,16 @@ class Tracing:
         self.ledger.note("memory", **memory, **{"peak of the process": peak})
         self.ledger.tracing = False
         trace_files.write(self.comm, self.args.trace, self.run, self._info(history))
-        if self.comm.rank == 0:
-            trace = load(self.args.trace)
-            print("\n" + report(trace) + "\n")
-            try:
-                print("\n".join(write_views(trace)), flush=True)
-            except InputError as error:
-                print(f"no pictures: {error}", flush=True)
+
+    def show(self) -> None:
+        """On one rank: print the tables of the trace, and write its views."""
+        if not self.args.trace:
+            return
+        trace = load(self.args.trace)
+        alive()
+        self.session.say("\n" + report(trace) + "\n")
+        alive()
+        self.session.say("\n".join(write_views(trace)))
 
     def _info(self, history) -> dict:
         """What goes into run.json."""
@@ -105,7 +115,7 @@ class Tracing:
         return {
             "command": sys.orig_argv[1:],
             "model": args.model,
-            "strategy": args.strategy,
+            "strategy": plan.strategy,
             "ranks": self.comm.size,
             "batch": plan.batch,
             "dtype": args.dtype,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from ..comm.communicator import Communicator
 from ..data import Batch
 from ..data.progress import ProgressBar
-from ..launch import launch
+from ..errors import InputError
+from ..launch import alive, launch
 from ..parallel import Result, gather_weights, unequal_replicas
+from ..parallel.nonfinite import NonFiniteError, wrong_weights
 from ..text import size
-from .closing import Meter, time_table, traffic_table
+from .closing import Meter, alone, time_table, traffic_table
 from .comparison import Comparison
 from .history import History
 from .options import parse, parser
@@ -43,21 +47,24 @@ def train(comm: Communicator, args: argparse.Namespace) -> None:
     session.say(session.describe())
     if not args.quiet:
         session.say(session.executor.plan, "\n")
-    trainer = Trainer(session)
-    for epoch in range(args.epochs):
-        for batch in trainer.batches(epoch):
-            trainer.record(batch, session.executor.step(batch.images, batch.labels))
-        trainer.validate(epoch)
-    trainer.close()
+    with Trainer(session) as trainer:
+        for epoch in range(args.epochs):
+            for batch in trainer.batches(epoch):
+                trainer.record(batch, session.executor.step(batch.images, batch.labels))
+            trainer.validate(epoch)
 
 
 class Trainer:
     """What goes on around the steps: batches, the progress bar, validation, the twin, the closing table.
 
-    >>> for batch in trainer.batches(epoch):
-    ...     result = executor.step(batch.images, batch.labels)
-    ...     trainer.record(batch, result)
-    >>> trainer.validate(epoch)
+    At the end of the block come the table, the checks, trace and pictures; where the numbers stop being finite, what
+    there is of trace and pictures is written on the way out.
+
+    >>> with Trainer(session) as trainer:
+    ...     for batch in trainer.batches(epoch):
+    ...         result = executor.step(batch.images, batch.labels)
+    ...         trainer.record(batch, result)
+    ...     trainer.validate(epoch)
     """
 
     def __init__(self, session: Session) -> None:
@@ -69,6 +76,26 @@ class Trainer:
         self.twin_batches = session.loader(training=True, whole=True) if self.twin else None
         self.comparison = Comparison(self.executor, self.twin) if self.twin and self.args.trace else None
         self.twin_loss = self.loss_difference = 0.0
+
+    def __enter__(self) -> Trainer:
+        # What is not finite is reported where it comes to light, naming the layer: no warnings before that.
+        self._errstate = np.errstate(all="ignore")
+        self._errstate.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self._errstate.__exit__(kind, error, trace)
+        if error is None:
+            self.close()
+        elif isinstance(error, NonFiniteError):  # raised by every rank alike
+            if self.tracing.abandon_step():
+                self.meter.end()
+            if self.epoch.losses:
+                self.epoch.close()
+                self._add_epoch(None)
+            fault = self._write(time_table(self.comm, self.meter)[1])
+            if fault:
+                self.session.say(f"not written: {fault}")
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, this rank's images on the device; loading counts as input."""
@@ -91,7 +118,7 @@ class Trainer:
 
     def record(self, batch: Batch, result: Result) -> None:
         """Count a step that is done, draw the progress bar, and let the twin make the same step."""
-        self.comm.alive()
+        alive()
         self.tracing.end_step(result)
         self.meter.batches[len(batch.labels)] += 1
         self.meter.end()
@@ -108,11 +135,17 @@ class Trainer:
             self.twin_loss = step(whole.images, whole.labels)
 
     def validate(self, epoch: int) -> None:
-        """Loss and accuracy on the validation split; prints the epoch's line."""
+        """Loss and accuracy on the validation split; prints the epoch's line.
+
+        Raises
+        ------
+        NonFiniteError
+            On every rank, where the last update has made a weight or the loss something else than a finite number.
+        """
         with self.tracing.paused():
             validation = self._validation()
-        e = self.epoch
-        self.history.add(e.losses, e.accuracy, validation, e.seconds, e.samples)
+        self._check_finite(validation)
+        self._add_epoch(validation)
         self.session.say(self.history.line(epoch))
 
     def _validation(self) -> tuple[float, float] | None:
@@ -120,7 +153,7 @@ class Trainer:
             return None
         loss = correct = samples = 0.0
         for batch in self.session.validation.epoch(0):
-            self.comm.alive()
+            alive()
             images = None if batch.images is None else self.executor.xp.asarray(batch.images)
             result = self.executor.evaluate(images, batch.labels)
             loss += result.loss * result.samples
@@ -138,14 +171,16 @@ class Trainer:
         session.say("\n" + times, "\n\n" + traffic + "\n")
         session.say(self.history.closing())
         session.say(f"replicas: {replicas}")
-        if args.plot and comm.rank == 0:
-            self.history.plot(args.plot, by_rank, title=f"{args.model}, {args.strategy}, {comm.size} ranks")
-            print(f"wrote {args.plot}")
-        self.tracing.close(self.history)
-        ok = counted and same
+        ok, lines = counted and same, []
         if args.check:
-            ok &= self._check()
-        comm.barrier()  # until rank 0 has written everything: a rank that leaves for good may end the others
+            passed, lines = self._check()
+            ok &= passed
+        fault = self._write(by_rank)
+        if lines:
+            session.say(*lines, sep="\n")
+        comm.barrier()  # until rank 0 has said everything: a rank that leaves for good may end the others
+        if fault := fault or session.unheard:
+            raise fault
         if not ok:
             raise SystemExit(1)
 
@@ -159,8 +194,41 @@ class Trainer:
         own = f", but for {len(unequal)} running statistics, which --local-batch-norm leaves to each rank"
         return True, f"equal bit for bit{own if unequal else ''}"
 
-    def _check(self) -> bool:
-        """The last line of a run with --check; the same verdict on every rank."""
+    def _write(self, by_rank: np.ndarray) -> InputError | None:
+        """Trace and pictures, each whether or not another can be written; the first complaint."""
+        args, comm, plan, fault = self.args, self.comm, self.executor.plan, None
+
+        def plot() -> None:
+            if args.plot:
+                self.history.plot(args.plot, by_rank, f"{args.model}, {plan.strategy}, {comm.size} ranks")
+                self.session.say(f"wrote {args.plot}")
+
+        try:
+            self.tracing.write(self.history)
+        except InputError as error:
+            fault = error
+        text = alone(comm, plot, *([] if fault else [self.tracing.show]))
+        return fault or (InputError(text) if text else None)
+
+    def _add_epoch(self, validation: tuple[float, float] | None) -> None:
+        e = self.epoch
+        self.history.add(e.losses, e.accuracy, validation, e.seconds, e.samples)
+
+    def _check_finite(self, validation: tuple[float, float] | None) -> None:
+        layers, first = self.executor.plan.layers, wrong_weights(self.executor)
+        if first < len(layers):
+            what = f"weights of layer {layers[first].name!r} are"
+        elif validation and not isfinite(validation[0]):
+            what = "validation loss is"
+        else:
+            return
+        raise NonFiniteError(
+            f"step {self.executor.iteration - 1}: after the update the {what} not finite: lower the learning rate, or "
+            "check the input"
+        )
+
+    def _check(self) -> tuple[bool, list[str]]:
+        """The verdict of --check, the same on every rank, and in words what a run ends with."""
         weights = gather_weights(self.executor)
         difference = (
             largest_difference(weights, self.twin.model.state_dict()) if weights and self.twin else 0.0
@@ -168,15 +236,11 @@ class Trainer:
         loss, weight = self.comm.exchange(np.array([self.loss_difference, difference]))[0]
         limit = LIMITS[self.args.dtype]
         ok = bool(loss <= limit and weight <= limit)
+        lines = [f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}"]
         if not ok and self.args.dtype == "float32":
-            self.session.say(
-                "In float32, rounding can turn a ReLU on in one run that is off in the other, and from there they "
-                "part: --dtype float64 tells that from a mistake."
-            )
-        self.session.say(
-            f"check: loss {loss:.1e} weights {weight:.1e} limit {limit:g} {'ok' if ok else 'FAILED'}"
-        )
-        return ok
+            advice = "In float32, rounding can turn a ReLU on in one run that is off in the other, and from there they "
+            lines.insert(0, advice + "part: --dtype float64 tells that from a mistake.")
+        return ok, lines
 
 
 class _Epoch:
