@@ -67,7 +67,7 @@ def measured(method: Callable, p: int, n: int) -> tuple[tuple[np.ndarray], tuple
 
     def main(comm: Communicator):
         y = method(comm, np.random.default_rng(comm.rank).random(n))
-        return y, comm.traffic.sent_messages, comm.traffic.sent_bytes
+        return y, *comm.ledger.totals()[:2]
 
     return tuple(zip(*threads.run(p, main, rendezvous=True), strict=True))
 

@@ -42,27 +42,13 @@ def distinct(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One operation at one geometry.
+    """One operation at one geometry."""
 
-    Attributes
-    ----------
-    operation : str
-        Name in `minidnn.functional`.
-    label : str
-        What is particular: shapes and options.
-    function : callable
-        From tensors to a tensor.
-    shapes : tuple of shapes
-        Of the inputs.
-    makes : tuple of callables
-        How to draw each input; the last one serves for all further inputs.
-    """
-
-    operation: str
-    label: str
-    function: Callable[..., Any]
-    shapes: tuple[tuple[int, ...], ...]
-    makes: tuple[Make, ...]
+    operation: str  # its name in `minidnn.functional`
+    label: str  # what is particular: shapes and options
+    function: Callable[..., Any]  # from tensors to a tensor
+    shapes: tuple[tuple[int, ...], ...]  # of the inputs
+    makes: tuple[Make, ...]  # how to draw each input; the last one serves for all further inputs
 
     def inputs(self, seed: int = 0, dtype: Any = np.float64) -> list[np.ndarray]:
         """The input arrays, the same for the same seed."""
@@ -180,13 +166,13 @@ for _axis in (0, 1, -1):
     case("stack", (2, 3), (2, 3), label=f"axis={_axis}", function=lambda *xs, axis=_axis: F.stack(xs, axis))
 
 # Products.
-case("matmul", (3, 4), (4, 2))
-case("matmul", (2, 3, 4), (2, 4, 5))
-case("matmul", (2, 3, 4), (4, 5))
-case("matmul", (3, 4), (5, 1, 4, 2))
-case("matmul", (4,), (4,))
-case("matmul", (4,), (2, 4, 3))
-case("matmul", (2, 3, 4), (4,))
+for _x, *_ys in (
+    ((3, 4), (4, 2), (5, 1, 4, 2)),
+    ((2, 3, 4), (2, 4, 5), (4, 5), (4,)),
+    ((4,), (4,), (2, 4, 3)),
+):
+    for _y in _ys:
+        case("matmul", _x, _y)
 for _subscripts, *_shapes in (
     ("ij,jk->ik", (2, 3), (3, 4)),
     ("bihd,bjhd->bhij", (2, 3, 2, 4), (2, 5, 2, 4)),
@@ -201,12 +187,10 @@ for _subscripts, *_shapes in (
     case("einsum", *_shapes, label=_subscripts, function=partial(F.einsum, _subscripts))
 case("embedding", (5, 3), function=partial(F.embedding, np.array([[1, 4], [1, 0]])))
 case("matmul", (3, 3), label="with itself", function=lambda x: F.matmul(x, x))
-case("linear", (5, 4), (4, 3), (3,))
-case("linear", (5, 4), (4, 3))
-case("linear", (1, 4), (4, 3), (3,))
-case("linear", (2, 3, 4), (4, 3), (3,))
-case("linear", (2, 0, 4), (4, 3), (3,))
-case("linear", (4,), (4, 3))
+for _x in ((5, 4), (1, 4), (2, 3, 4), (2, 0, 4)):
+    case("linear", _x, (4, 3), (3,))
+for _x in ((5, 4), (4,)):
+    case("linear", _x, (4, 3))
 
 # Convolutions: x (n, h, w, c), W (kh, kw, c / groups, o), b (o,).
 case("conv2d", (2, 5, 6, 3), (3, 3, 3, 4))

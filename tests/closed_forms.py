@@ -36,7 +36,7 @@ class Cost(NamedTuple):
         return Cost(self.messages + other[0], self.elements + other[1])
 
 
-def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=None, dest=0) -> Cost:
+def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=None) -> Cost:
     """Messages and elements that ``rank`` sends; the parameters are those of :func:`minidnn.comm.algorithms.rounds`.
 
     ``all_reduce`` by "mpi" (the library's own, whose messages cannot be seen) counts as one message with
@@ -68,8 +68,6 @@ def closed_form(op, algorithm, p, rank, counts, root=0, *, nodes=None, segments=
         return _without(counts, root) if rank == root else Cost(0, 0)
     if op == "gather":
         return _times(rank != root, counts[rank])
-    if op == "send":
-        return _times(rank == root != dest, counts)
     return _without(counts[rank], rank)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from closed_forms import closed_form, messages
+from transport import Transport
 
 from minidnn.comm import collectives, threads
 from minidnn.comm.algorithms import ALGORITHMS, split_counts
@@ -20,12 +21,13 @@ def run_checked(p, op, algorithm, counts, main, root=0, **options):
     """Run on threads and compare what was sent with the closed form, the ledger and the transport."""
 
     def body(comm):
+        transport = Transport(comm)
         with comm.ledger.scope(layer="fc6", phase="backward"):
             result = main(comm)
         cost = closed_form(op, algorithm, p, comm.rank, counts, root, nodes=comm.nodes)
-        sent_messages, sent_bytes, received_messages, received_bytes = comm.traffic.totals()
+        sent_messages, sent_bytes, received_messages, received_bytes = transport.totals()
         assert (sent_messages, sent_bytes) == (cost.messages, cost.elements * 8)
-        assert comm.ledger.totals() == comm.traffic.totals()
+        assert comm.ledger.totals() == transport.totals()
         assert set(comm.ledger.traffic) <= {("fc6", "backward", op)}
         own = messages(op, algorithm, p, comm.rank, counts, root, nodes=comm.nodes)
         received = [elements for *_, elements, kind in own if kind == "recv"]

@@ -14,7 +14,7 @@ fakecuda.install()
 import cupy
 import numpy as np
 from minidnn.comm import collectives as c
-from minidnn.comm.algorithms import ALGORITHMS
+from minidnn.comm.algorithms import ALGORITHMS, rounds
 from minidnn.launch import launch
 
 def main(comm, direct):
@@ -28,7 +28,12 @@ def main(comm, direct):
     np.testing.assert_array_equal(parts.get(), np.repeat(np.arange(p), [3 + k for k in range(p)]))
     flying = [c.all_reduce.start(comm, cupy.ones(50), name) for name in ALGORITHMS["all_reduce"]]
     assert all((pending.wait().get() == p).all() for pending in flying)
-    assert comm.ledger.totals() == comm.traffic.totals()
+    calls = [("all_reduce", name, 1000, 4) for name in (*ALGORITHMS["all_reduce"], "mpi")]
+    calls += [("all_reduce", name, 50, 8) for name in ALGORITHMS["all_reduce"]]
+    calls.append(("all_gather", "ring", [3 + k for k in range(p)], 8))
+    moves = [(m, size) for op, name, n, size in calls for ms in rounds(op, name, p, r, n) for m in ms]
+    sent = [m.elements * size for m, size in moves if m.kind == "send"]
+    assert comm.ledger.totals()[:2] == (len(sent), sum(sent))
     assert comm.device.direct is direct
     print("fine")
 

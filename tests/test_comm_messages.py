@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from mpi import mpirun
+from transport import Transport
 
 from minidnn.comm import collectives, functions, threads, trace_files
 from minidnn.comm.communicator import DeadlockError
@@ -25,12 +26,13 @@ def ring_shift(comm):
 @pytest.mark.parametrize("rendezvous", [False, True])
 def test_the_ledger_counts_single_messages_once(rendezvous):
     def main(comm):
+        transport = Transport(comm)
         got = ring_shift(comm)
         traffic = {key: tuple(cell) for key, cell in comm.ledger.traffic.items()}
         collectives.all_reduce(comm, np.ones(7))
         collectives.send(comm, np.ones(2), (comm.rank + 1) % comm.size) if comm.rank == 0 else None
         collectives.recv(comm, (2,), float, 0) if comm.rank == 1 else None
-        return got.tolist(), traffic, comm.ledger.totals(), comm.traffic.totals()
+        return got.tolist(), traffic, comm.ledger.totals(), transport.totals()
 
     for rank, (got, traffic, ledger, transport) in enumerate(threads.run(3, main, rendezvous=rendezvous)):
         assert got == [[(rank - 1) % 3] * 5]
@@ -40,11 +42,12 @@ def test_the_ledger_counts_single_messages_once(rendezvous):
 
 def test_control_messages_stay_out_of_the_ledger():
     def main(comm):
+        transport = Transport(comm)
         comm.debug = True
         comm.barrier()
         comm.split(comm.rank % 2)
         trace_files.measure_clock(comm, rounds=2)
-        return comm.ledger.totals(), comm.traffic.totals(), comm.traffic.control > 0
+        return comm.ledger.totals(), transport.totals(), transport.control > 0
 
     assert threads.run(3, main) == [((0, 0, 0, 0), (0, 0, 0, 0), True)] * 3
 
@@ -154,14 +157,14 @@ def test_mistakes_are_refused_on_threads():
 
 def test_mistakes_and_counts_are_the_same_under_mpi():
     pytest.importorskip("mpi4py")
-    program = "import numpy as np\nfrom minidnn.launch import launch\n" + "".join(
-        inspect.getsource(part) for part in (ring_shift, mistakes)
-    )
+    program = "import numpy as np\nfrom minidnn.comm.communicator import CONTROL\nfrom minidnn.launch import launch\n"
+    program += "".join(inspect.getsource(part) for part in (ring_shift, mistakes, Transport))
     program += (
         "def main(comm):\n"
+        "    transport = Transport(comm)\n"
         "    messages = mistakes(comm)\n"
         "    assert ring_shift(comm).tolist() == [[1 - comm.rank] * 5]\n"
-        "    assert comm.ledger.totals() == comm.traffic.totals() == (2, 28, 2, 28)\n"
+        "    assert comm.ledger.totals() == transport.totals() == (2, 28, 2, 28)\n"
         "    if comm.rank == 0:\n"
         "        print(*messages, sep='\\n')\n"
         "launch(main)\n"

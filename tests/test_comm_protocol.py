@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from transport import Transport
 
 from minidnn.comm import collectives as c
 from minidnn.comm import threads
@@ -153,8 +154,9 @@ def test_twenty_faults_and_more():
 
 def test_headers_are_in_no_ledger():
     def main(comm):
+        transport = Transport(comm)
         ring(comm)
-        return comm.ledger.totals(), comm.traffic.totals(), comm.traffic.control
+        return comm.ledger.totals(), transport.totals(), transport.control
 
     plain, checked = threads.run(4, main), threads.run(4, main, debug=True)
     assert [a[:2] for a in plain] == [b[:2] for b in checked]

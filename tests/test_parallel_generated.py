@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from parallel_cases import CLASSES, LIMIT, SEED, SHAPE, optimiser
+from transport import Transport
 
 from minidnn import functional as F
 from minidnn import nn
@@ -255,15 +256,16 @@ def one_process(build, batches):
 
 
 def train(comm, build, strategy, batches):
+    transport = Transport(comm)
     running = Executor(build(), SHAPE, strategy, comm, batches[0], SEED, optimiser)
     losses = []
     for step, batch in enumerate(batches):
         x, labels = data(batch)[0][step], data(batch)[1][step]
         plan = running.plan_for(batch, True)
         start, stop = plan.input_rows(comm.rank)
-        before = comm.traffic.totals()
+        before = transport.totals()
         losses.append(running.step(x[start:stop] if start < stop else None, labels).loss)
-        moved = [a - b for a, b in zip(comm.traffic.totals(), before, strict=True)]
+        moved = [a - b for a, b in zip(transport.totals(), before, strict=True)]
         planned = plan.messages(comm.rank)
         sides = [[m.bytes for m in planned if m.kind == kind] for kind in ("send", "recv")]
         assert moved == [len(sides[0]), sum(sides[0]), len(sides[1]), sum(sides[1])], (

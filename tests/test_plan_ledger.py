@@ -3,6 +3,7 @@
 import pytest
 from parallel_cases import executor, feed
 from test_parallel_equality import BASIC, GRIDS, VARIANTS, batch_for, model_for
+from transport import Transport
 
 from minidnn.comm import threads
 from minidnn.parallel import At, Partial, Replicate, Shard, place
@@ -17,8 +18,9 @@ PLACED = {
 
 def run(comm, model, strategy, batch, options):
     """What a rank planned and what it did in each step, both as lists of comparable tuples."""
+    transport, ledger = Transport(comm), comm.ledger
     running = executor(comm, model, strategy, batch, options)
-    ledger, before = comm.ledger, comm.traffic.totals()
+    before = transport.totals()
     ledger.trace()
     for step in range(STEPS):
         ledger.begin_step(step)
@@ -29,7 +31,7 @@ def run(comm, model, strategy, batch, options):
         [(_of_record(r, comm.rank), r["tag"]) for r in records if r["step"] == step] for step in range(STEPS)
     ]
     planned = [_of_message(m) for m in running.plan.messages(comm.rank)]
-    moved = tuple(a - b for a, b in zip(comm.traffic.totals(), before, strict=True))
+    moved = tuple(a - b for a, b in zip(transport.totals(), before, strict=True))
     return planned, done, moved, ledger.traffic, running.plan.bytes_sent(comm.rank)
 
 
@@ -171,11 +173,12 @@ def test_fewer_samples_than_ranks():
     """The plan of a small last batch has smaller messages, and leaves out those without content."""
 
     def main(comm):
+        transport = Transport(comm)
         running = executor(comm, "all", "owt", 17, {"bucket_mib": 0})
         plan = running.plan_for(2, True)
-        before = comm.traffic.totals()
+        before = transport.totals()
         feed(running, 0, 2)
-        after = comm.traffic.totals()
+        after = transport.totals()
         return plan.messages(comm.rank), [a - b for a, b in zip(after, before, strict=True)]
 
     for planned, moved in threads.run(3, main):

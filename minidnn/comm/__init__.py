@@ -1,8 +1,8 @@
 """Communication between ranks, in the order in which to read it.
 
 - :mod:`.patterns`, :mod:`.algorithms`: the collectives as data, which rank sends what to whom in which round;
-- :mod:`.communicator`: sending and receiving (:mod:`.checks` refuses mistakes), :mod:`.engine`: collectives in
-  flight; transports :mod:`.threads` and :mod:`.mpi` (with :mod:`.staging` for device arrays);
+- :mod:`.communicator`: sending and receiving, :mod:`.engine`: collectives in flight; transports :mod:`.threads` and
+  :mod:`.mpi` (with :mod:`.staging` for device arrays);
 - :mod:`.collectives`, executed by :mod:`.execute`; :mod:`.headers` checks that the ranks agree, :mod:`.tuning`
   chooses an algorithm by size;
 - :mod:`.operation`: collectives on tensors split along axes, with their adjoints; :mod:`.functions`: the same
@@ -16,13 +16,6 @@ from .ledger import Ledger
 from .mpi import world
 
 __all__ = [
-    "CommunicationError",
-    "Communicator",
-    "DeadlockError",
-    "Ledger",
-    "ProtocolError",
-    "collectives",
-    "functions",
-    "threads",
-    "world",
-]
+    "CommunicationError", "Communicator", "DeadlockError", "Ledger", "ProtocolError", "collectives",
+    "functions", "threads", "world",
+]  # fmt: skip

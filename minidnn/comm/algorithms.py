@@ -40,42 +40,33 @@ def default_segments(n: int) -> int:
 
 
 class _Call(NamedTuple):
-    """What a pattern is asked for; the parameters of :func:`rounds`."""
+    """What a pattern is asked for; parameters of :func:`rounds`."""
 
-    members: tuple[int, ...]
-    rank: int
     counts: Any
     root: int
     nodes: tuple[int, ...]
     segments: int | None
-    dest: int
 
 
 def _sum(pattern):
-    return lambda c: pattern(c.members, c.rank, 0, c.counts, c.nodes)
+    return lambda p, i, c: pattern(p, i, c.counts, c.nodes)
 
 
-def _broadcast(c):
-    return patterns.tree(c.members, c.rank, c.root, 0, c.counts)
+def _broadcast(p, i, c):
+    return patterns.tree(p, i, c.root, c.counts)
 
 
-def _scatter(c):
-    return patterns.from_root(c.members, c.rank, c.root, edges_of(c.counts))
+def _scatter(p, i, c):
+    return patterns.from_root(p, i, c.root, edges_of(c.counts))
 
 
-def _one_message(c):
-    moves = {c.root: [Move("send", c.dest, 0, c.counts)], c.dest: [Move("recv", c.root, 0, c.counts)]}
-    return [moves.get(c.rank, []) if c.root != c.dest else []]
-
-
-def _pipeline(c):
+def _pipeline(p, i, c):
     pieces = default_segments(c.counts) if c.segments is None else c.segments
-    return patterns.chain(c.members, c.rank, c.root, split_counts(c.counts, pieces))
+    return patterns.chain(p, i, c.root, edges_of(split_counts(c.counts, pieces)))
 
 
-LIBRARY = (
-    "mpi"  # the all_reduce of the transport itself: not for every transport, and so not among ALGORITHMS
-)
+#: The all_reduce of the transport itself: not for every transport, and so not among ALGORITHMS.
+LIBRARY = "mpi"
 _PATTERNS = {
     "all_reduce": {
         "ring": _sum(patterns.ring_sum),
@@ -87,22 +78,21 @@ _PATTERNS = {
         LIBRARY: _sum(patterns.library_sum),
     },
     "reduce_scatter": {
-        "ring": lambda c: patterns.ring(c.members, c.rank, edges_of(c.counts), -1, reduce=True),
-        "direct": lambda c: patterns.direct(c.members, c.rank, edges_of(c.counts), reduce=True),
+        "ring": lambda p, i, c: patterns.ring(p, i, edges_of(c.counts), -1, reduce=True),
+        "direct": lambda p, i, c: patterns.direct(p, i, edges_of(c.counts), reduce=True),
     },
     "all_gather": {
-        "ring": lambda c: patterns.ring(c.members, c.rank, edges_of(c.counts), 0),
-        "direct": lambda c: patterns.direct(c.members, c.rank, edges_of(c.counts)),
+        "ring": lambda p, i, c: patterns.ring(p, i, edges_of(c.counts), 0),
+        "direct": lambda p, i, c: patterns.direct(p, i, edges_of(c.counts)),
     },
     "broadcast": {"binomial": _broadcast, "chain": _pipeline},
-    "reduce": {"binomial": lambda c: patterns.undone(_broadcast(c), reduce=True)},
+    "reduce": {"binomial": lambda *call: patterns.undone(_broadcast(*call), reduce=True)},
     "scatter": {"direct": _scatter},
-    "gather": {"direct": lambda c: patterns.undone(_scatter(c))},
+    "gather": {"direct": lambda *call: patterns.undone(_scatter(*call))},
     "all_to_all": {
-        "direct": lambda c: patterns.all_to_all(c.members, c.rank, c.counts, pairwise=False),
-        "pairwise": lambda c: patterns.all_to_all(c.members, c.rank, c.counts, pairwise=True),
+        "direct": lambda p, i, c: patterns.all_to_all(p, i, c.counts, pairwise=False),
+        "pairwise": lambda p, i, c: patterns.all_to_all(p, i, c.counts, pairwise=True),
     },
-    "send": {"direct": _one_message},
 }
 
 #: What can be chosen for each operation; the first is the default.
@@ -110,8 +100,8 @@ ALGORITHMS = {op: tuple(name for name in names if name != LIBRARY) for op, names
 
 
 class Held(NamedTuple):
-    """What a member brings to an operation and what it gets: "whole", its own "block", or, at "root" or "dest"
-    only, the whole; and the operation that takes the gradient back."""
+    """What a member brings to an operation and what it gets: "whole", its own "block", or, at the "root" only, the
+    whole; and the operation that takes the gradient back."""
 
     before: str
     after: str
@@ -120,7 +110,6 @@ class Held(NamedTuple):
 
 #: The adjoint brings what the operation gets.  A value summed over all (from "whole") is one that each used.
 OPERATIONS = {
-    "send": Held("root", "dest", "send"),
     "broadcast": Held("root", "whole", "reduce"),
     "reduce": Held("whole", "root", "broadcast"),
     "scatter": Held("root", "block", "gather"),
@@ -145,20 +134,17 @@ def normalise(op: str, algorithm: str, p: int, counts):
         raise InputError(f"{op} has no algorithm {algorithm!r}; known: {', '.join(ALGORITHMS[op])}")
     if op in BLOCKED:
         counts = split_counts(counts, p) if isinstance(counts, int) else tuple(map(int, counts))
-        if len(counts) != p or min(counts) < 0:
-            raise InputError(f"{op} over {p} ranks needs {p} counts >= 0, got {counts}")
-    elif op == "all_to_all":
-        if isinstance(counts, int):  # every rank cuts its n elements evenly
-            counts = (split_counts(counts, p),) * p
-        counts = tuple(tuple(map(int, row)) for row in counts)
-        if len(counts) != p or any(len(row) != p or min(row) < 0 for row in counts):
-            raise InputError(
-                f"all_to_all over {p} ranks needs a {p} x {p} matrix of counts >= 0, got {counts}"
-            )
+        fits, expected = len(counts) == p and min(counts) >= 0, f"over {p} ranks needs {p} counts"
+    elif op == "all_to_all":  # by default every rank cuts its elements evenly
+        matrix = (split_counts(counts, p),) * p if isinstance(counts, int) else counts
+        counts = tuple(tuple(map(int, row)) for row in matrix)
+        fits = len(counts) == p and all(len(row) == p and min(row) >= 0 for row in counts)
+        expected = f"over {p} ranks needs a {p} x {p} matrix of counts"
     else:
         counts = int(counts)
-        if counts < 0:
-            raise InputError(f"{op} needs a length >= 0, got {counts}")
+        fits, expected = counts >= 0, "needs a length"
+    if not fits:
+        raise InputError(f"{op} {expected} >= 0, got {counts}")
     return counts
 
 
@@ -172,7 +158,6 @@ def rounds(
     *,
     nodes: Sequence[int] | None = None,
     segments: int | None = None,
-    dest: int = 0,
 ) -> Rounds:
     """The rounds of one rank in one collective.
 
@@ -183,18 +168,12 @@ def rounds(
     p, rank : int
         Number of ranks, and whose rounds.
     counts : int or sequence
-        ``all_reduce``, ``broadcast``, ``reduce``: the length n.  ``reduce_scatter``, ``all_gather``,
-        ``scatter``, ``gather``: the elements of each rank's block (an int is split evenly).
-        ``all_to_all``: the matrix whose entry ``[i][j]`` is what rank i sends to rank j.
-    root : int
-        The sender of ``send``; the root of ``broadcast``, ``reduce``, ``scatter``, ``gather``.
+        The length n; of operations in :data:`BLOCKED` the elements of each rank's block (an int is split evenly);
+        of ``all_to_all`` the matrix whose entry ``[i][j]`` is what rank i sends to rank j.
     nodes : sequence of int, optional
         For "hierarchical": the node id of each rank (default: all on one node).
     segments : int, optional
-        For "chain": the number of pieces that travel one behind the other (default
-        :func:`default_segments`).
-    dest : int
-        The receiver of ``send``.
+        For "chain": the number of pieces that travel one behind the other (default: :func:`default_segments`).
 
     Returns
     -------
@@ -203,10 +182,7 @@ def rounds(
         offsets are in the send buffer (blocks in order of destination), a receive's in the receive buffer
         (blocks in order of source); a rank's block for itself is copied, not sent.
 
-    Raises
-    ------
-    InputError
-        Unknown operation or algorithm, or counts that do not fit.
+    InputError: unknown operation or algorithm, or counts that do not fit.
     """
     counts = normalise(op, algorithm, p, counts)
     if not 0 <= rank < p or not 0 <= root < p:
@@ -214,11 +190,11 @@ def rounds(
     nodes = (0,) * p if nodes is None else tuple(nodes)
     if len(nodes) != p:
         raise InputError(f"nodes has {len(nodes)} entries for {p} ranks")
-    return _rounds(op, algorithm, p, rank, counts, root, nodes, segments, dest)
+    return _rounds(op, algorithm, p, rank, counts, root, nodes, segments)
 
 
 @lru_cache(maxsize=4096)
-def _rounds(op, algorithm, p, *call) -> Rounds:
-    built = _PATTERNS[op][algorithm](_Call(tuple(range(p)), *call)) if p > 1 else ()
+def _rounds(op, algorithm, p, rank, *call) -> Rounds:
+    built = _PATTERNS[op][algorithm](p, rank, _Call(*call)) if p > 1 else ()
     # receives first: a message that finds its receive posted need not be buffered
     return tuple(tuple(sorted((m for m in moves if m.elements), key=lambda m: m.kind)) for moves in built)

@@ -8,8 +8,7 @@ Every function can be called three ways::
     comm.start(all_reduce.steps(comm, x, "ring"))       # the same, with the generator in sight
 
 The caller's arrays are never changed (but by the forms called ``..._inplace``), and may be of any dtype and
-layout.
-``counts`` are elements of the flat buffer; :mod:`.operation` has the forms that split an axis.
+layout.  ``counts`` are elements of the flat buffer; :mod:`.operation` has the forms that split an axis.
 
 An all_reduce leaves the same bits on every rank, whatever the algorithm: a chunk is summed at one place and
 copied, or (doubling) by partners that add the same two numbers.  Two algorithms differ in their order of
@@ -29,9 +28,10 @@ from minidnn.backend import array_module
 
 from . import headers, tuning
 from .algorithms import ALGORITHMS, BLOCKED, OPERATIONS, Move, edges_of, normalise
-from .checks import check_array
-from .communicator import SPACE, Communicator, Pending
+from .communicator import SPACE, Communicator, Pending, check_array
 from .execute import collective, execute
+
+Counts = Sequence[int] | None
 
 
 class Collective:
@@ -50,14 +50,7 @@ class Collective:
 
 
 def run(
-    comm: Communicator,
-    op: str,
-    x: Any,
-    counts: Sequence[int] | None = None,
-    root: int = 0,
-    algorithm: str | None = None,
-    inplace: bool = False,
-    segments: int | None = None,
+    comm: Communicator, op: str, x: Any, counts: Counts = None, root=0, algorithm=None, inplace=False
 ) -> Generator:
     """The steps of one collective (but all_to_all, which has two buffers) on flat arrays.
 
@@ -70,24 +63,21 @@ def run(
     if algorithm == "auto" and op == "all_reduce":
         algorithm = tuning.choose(p, x.nbytes, comm.engine.link, comm.nodes)
     algorithm = algorithm or ALGORITHMS[op][0]
-    at_root = me == root
-    whole = inplace or held.before == "whole" or (held.before == "root" and at_root)
-    start, stop = 0, x.size
-    if op in BLOCKED:
-        if counts is None and not whole and held.before == "root":
-            raise ValueError(f"{op}: ranks other than the root need counts")
+    whole = inplace or held.before == "whole" or (held.before == "root" and me == root)
+    if op not in BLOCKED:
+        counts, own, n = x.size, slice(0, x.size), x.size
+    else:
         if counts is None:
+            if not whole and held.before == "root":
+                raise ValueError(f"{op}: ranks other than the root need counts")
             counts = x.size if whole else (x.size,) * p
         counts = normalise(op, algorithm, p, counts)
-        edges = edges_of(counts)
-        start, stop = edges[me], edges[me + 1]
-        if whole and edges[-1] != x.size:
-            raise ValueError(f"{op}: counts {counts} add up to {edges[-1]}, the array has {x.size} elements")
-        if not whole and held.before == "block" and stop - start != x.size:
+        own, n = slice(sum(counts[:me]), sum(counts[: me + 1])), sum(counts)
+        if whole and n != x.size:
+            raise ValueError(f"{op}: counts {counts} add up to {n}, the array has {x.size} elements")
+        if not whole and held.before == "block" and counts[me] != x.size:
             raise ValueError(f"{op}: rank {me} brings {x.size} elements, counts {counts}")
-    else:
-        counts, edges = x.size, (0, x.size)
-    alone = op in ("scatter", "gather") and not at_root  # the buffer is the own block
+    alone = op in ("scatter", "gather") and me != root  # the buffer is the own block
     if inplace:
         work = x
     elif whole and op != "scatter":  # summed, or handed back
@@ -95,20 +85,18 @@ def run(
     elif whole or (alone and held.before == "block"):  # only read
         work = xp.ascontiguousarray(x).reshape(-1)
     else:
-        work = xp.empty(stop - start if alone else edges[-1], x.dtype)
+        work = xp.empty(counts[me] if alone else n, x.dtype)
         if held.before == "block":
-            work[start:stop] = x.reshape(-1)
-    base = start if alone else 0
-    yield from collective(comm, op, algorithm, counts, work, work, base, root=root, segments=segments)
-    if held.after == "root" and not at_root:
+            work[own] = x.reshape(-1)
+    base = own.start if alone else 0
+    yield from collective(comm, op, algorithm, counts, work, work, base, root)
+    if held.after == "root" and me != root:
         return None
     if held.after == "block":
-        own = work if alone else work[start:stop]
-        return own if alone or inplace else own.copy()  # so that the other blocks' memory is let go
+        if alone:
+            return work
+        return work[own] if inplace else work[own].copy()  # so that the other blocks' memory is let go
     return work if inplace or op in BLOCKED else work.reshape(x.shape)
-
-
-# -- the collectives
 
 
 @Collective
@@ -124,38 +112,34 @@ def all_reduce(comm: Communicator, x, algorithm: str = "ring"):
 
 
 @Collective
-def reduce_scatter_inplace(
-    comm: Communicator, flat, counts: Sequence[int] | None = None, algorithm: str = "ring"
-):
+def reduce_scatter_inplace(comm: Communicator, flat, counts: Counts = None, algorithm: str = "ring"):
     """Replace block r of a flat contiguous array on rank r by its sum over all ranks; what is left of the other
     blocks means nothing. Returns a view of the own block."""
     return run(comm, "reduce_scatter", flat, counts, algorithm=algorithm, inplace=True)
 
 
 @Collective
-def reduce_scatter(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
+def reduce_scatter(comm: Communicator, x, counts: Counts = None, algorithm: str = "ring"):
     """Block r of the sum of all ranks' x, on rank r, flat; ``counts`` are the block sizes (default: even)."""
     return run(comm, "reduce_scatter", x, counts, algorithm=algorithm)
 
 
 @Collective
-def all_gather_inplace(
-    comm: Communicator, flat, counts: Sequence[int] | None = None, algorithm: str = "ring"
-):
+def all_gather_inplace(comm: Communicator, flat, counts: Counts = None, algorithm: str = "ring"):
     """Fill a flat contiguous array, of which rank r has written block r, with the blocks of all ranks."""
     return run(comm, "all_gather", flat, counts, algorithm=algorithm, inplace=True)
 
 
 @Collective
-def all_gather(comm: Communicator, x, counts: Sequence[int] | None = None, algorithm: str = "ring"):
+def all_gather(comm: Communicator, x, counts: Counts = None, algorithm: str = "ring"):
     """All ranks' x one after the other, on every rank, flat; ``counts`` are their sizes (default: alike)."""
     return run(comm, "all_gather", x, counts, algorithm=algorithm)
 
 
 @Collective
-def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial", segments=None):
+def broadcast(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
     """The root's x on every rank; on the others x gives shape and dtype only."""
-    return run(comm, "broadcast", x, None, root, algorithm, segments=segments)
+    return run(comm, "broadcast", x, None, root, algorithm)
 
 
 @Collective
@@ -165,13 +149,13 @@ def reduce(comm: Communicator, x, root: int = 0, algorithm: str = "binomial"):
 
 
 @Collective
-def scatter(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
+def scatter(comm: Communicator, x, root: int = 0, counts: Counts = None):
     """Block r of the root's x on rank r, flat; on other ranks x gives the dtype only, counts are needed."""
     return run(comm, "scatter", x, counts, root)
 
 
 @Collective
-def gather(comm: Communicator, x, root: int = 0, counts: Sequence[int] | None = None):
+def gather(comm: Communicator, x, root: int = 0, counts: Counts = None):
     """All ranks' x one after the other on the root, flat, and None elsewhere; ``counts`` as in all_gather."""
     return run(comm, "gather", x, counts, root)
 
@@ -195,39 +179,24 @@ def all_to_all(comm: Communicator, x, counts=None, algorithm: str = "direct"):
     return inbox
 
 
-# -- messages between some of the ranks
-
-
 @Collective
 def sendrecv(
-    comm: Communicator,
-    blocks: Mapping[int, Any],
-    shapes: Mapping[int, Sequence[int]],
-    dtype=None,
-    tag: int | None = None,
-    xp=np,
-    op: str = "send",
+    comm: Communicator, blocks: Mapping[int, Any], shapes: Mapping, dtype=None, tag=None, xp=np, op="send"
 ):
     """Send each peer its block and receive from each peer an array of the shape given, all at once.
 
     Parameters
     ----------
     blocks, shapes : mapping
-        By the peer's rank; the blocks must not change until this is complete.
+        By the peer's rank; the blocks must not change until this is complete.  What came is returned likewise.
     dtype, xp : optional
         Of what is received; where something is sent, they are those of the blocks.
     tag : int, optional
         Pairs the two ends of a message (default: the tag of :meth:`.Communicator.start`, else 0).
     op : str
         What the ledger calls it.
-
-    Returns
-    -------
-    dict
-        What came, by the peer's rank.
     """
-    running = comm.engine.running
-    tag = tag if tag is not None else running.tag or 0
+    tag = tag if tag is not None else comm.engine.running.tag or 0
     if not 0 <= tag < SPACE:
         raise ValueError(f"tag {tag}, expected one of 0 ... {SPACE - 1}")
     for peer in (*blocks, *shapes):
@@ -247,9 +216,8 @@ def sendrecv(
         yield from headers.check_messages(comm, moves, inbox.dtype, tag)
     own = (tuple(m for m in moves if m.elements),)
     yield from execute(comm, op, "direct", own, outbox, inbox, 0, tag)
-    return {
-        peer: inbox[into[i] : into[i + 1]].reshape(shape) for i, (peer, shape) in enumerate(shapes.items())
-    }
+    places = zip(shapes.items(), into, into[1:], strict=False)
+    return {peer: inbox[a:b].reshape(shape) for (peer, shape), a, b in places}
 
 
 @Collective

@@ -9,18 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from operator import attrgetter
+from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 
+from minidnn.backend import is_array
 from minidnn.errors import InputError
+from minidnn.tensor import Tensor
 
-from .checks import check_message, check_requests
 from .engine import Engine, Note, Pending
 from .ledger import DONE
 
-# Tags.  Each kind of traffic has SPACE of them: single messages, collectives that a plan names, collectives in the
-# order of starting; and control (splits, clocks, weights), which no ledger counts.  What the debug check says of a
-# message or collective ahead of it goes under its tag + HEADERS.  A library needs tags up to LAST_TAG.
+# Tags: SPACE of them each for single messages, collectives that a plan names, collectives in the order of starting, and
+# control (splits, clocks, weights), which no ledger counts; + HEADERS for what the debug check sends ahead of them.
 SPACE = 1 << 16
 NAMED, SEQUENCE, CONTROL, HEADERS = SPACE, 2 * SPACE, 3 * SPACE, 4 * SPACE
 EXCHANGE, PING, STATE = CONTROL, CONTROL + 1, CONTROL + 2
@@ -44,20 +46,14 @@ class StallError(CommunicationError):
 
 
 class Communicator(ABC):
-    """A group of ranks that can send to one another.
+    """A group of ranks that can send to one another; this one is ``rank`` of ``size``.
 
     Attributes
     ----------
-    rank, size : int
-        This rank's place in the group, and the size of the group.
-    ranks : tuple of int
-        The world rank of each member.
-    nodes : tuple of int
-        The node (host) of each member.
+    ranks, nodes : tuple of int
+        The world rank and the node (host) of each member.
     ledger : Ledger
-        Shared with the communicators split from this one, as ``traffic`` and ``debug`` are.
-    traffic : Traffic
-        Counted by the transport.
+        Shared with the communicators split from this one, as ``debug`` is.
     debug : bool
         Compare a header before every collective and message (:mod:`.headers`).
     """
@@ -66,7 +62,6 @@ class Communicator(ABC):
         attrgetter("engine.ledger"), lambda self, ledger: setattr(self.engine, "ledger", ledger)
     )
     debug = property(attrgetter("engine.debug"), lambda self, debug: setattr(self.engine, "debug", debug))
-    traffic = property(attrgetter("engine.traffic"))
 
     def __init__(self, rank: int, ranks: Sequence[int], nodes: Sequence[int], engine: Engine | None = None):
         self.rank, self.size = rank, len(ranks)
@@ -74,18 +69,12 @@ class Communicator(ABC):
         self.engine = Engine() if engine is None else engine
         self.sequence = 0
 
-    # -- messages ----------------------------------------------------------------------------------------
-
     def isend(self, array, dest: int, tag: int = 0):
         """Begin to send a contiguous array; it must not change until the request is complete.
 
         Returns a request for :meth:`wait` and :meth:`test`.  ``tag`` is in 0 ... 65,535.  In the ledger and in a
-        trace the message is a "send", as that of :func:`.collectives.send` is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            No array, one that is not contiguous, a rank that does not exist, or a tag out of range.
+        trace the message is a "send", as that of :func:`.collectives.send` is.  TypeError or ValueError where
+        array, rank or tag cannot be used.
         """
         return self._single("send", array, dest, tag)
 
@@ -107,22 +96,17 @@ class Communicator(ABC):
     def test(self, requests: Sequence) -> bool:
         """Whether all requests are complete; never waits."""
         check_requests("test", requests)
-        done = self._test(requests)
-        if done:
+        if done := self._test(requests):
             self._arrived(requests)
         return done
 
     def _single(self, side, array, peer, tag):
         """Post one message that is no part of a collective; one of control is not counted."""
         if tag >= CONTROL:
-            self.traffic.control += side == "send"
-            request = self._isend(array, peer, tag) if side == "send" else self._irecv(array, peer, tag)
-            request.note = Note("control", "direct", self.ledger.labels)
-            return request
-        check_message(f"i{side}", array, peer, self.size, tag, SPACE)
+            return self._begin(side, array, peer, tag, Note("control", "direct", self.ledger.labels))
+        check_message(f"i{side}", array, peer, self.size, tag)
         ledger, block = self.ledger, array.reshape(-1)
-        cell = ledger.cell("send")
-        note = Note("send", "direct", ledger.labels, cell=cell, tracing=ledger.tracing)
+        note = Note("send", "direct", ledger.labels, cell=ledger.cell("send"), tracing=ledger.tracing)
         before = ledger.state("comm")
         try:
             return self.post(side, block, peer, tag, note, (0, block.size))
@@ -135,22 +119,24 @@ class Communicator(ABC):
 
     def post(self, side: str, block, peer: int, tag: int, note: Note, span: tuple[int, int]):
         """Post a flat block, count and, while tracing, record it; ``span`` is what it carries of a flat buffer."""
-        engine = self.engine
-        if engine.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
+        if self.ledger.tracing:  # before it is posted: no message may seem to arrive before it was sent
             self.record(side, peer, tag, note, block.nbytes, block.dtype, span, block)
-        engine.traffic.count(side, block.nbytes)
         note.count(side, block.nbytes)
-        request = self._isend(block, peer, tag) if side == "send" else self._irecv(block, peer, tag)
+        return self._begin(side, block, peer, tag, note)
+
+    def _begin(self, side, array, peer, tag, note):
+        request = (self._isend if side == "send" else self._irecv)(array, peer, tag)
         request.note = note
         return request
 
     def record(self, side, peer, tag, note, nbytes, dtype, span, block=None) -> None:
         """Record this rank's end of a message in the trace."""
         ledger, ends, difference = self.ledger, (self.ranks[self.rank], self.ranks[peer]), None
-        if side == "send" and ledger.reference is not None and block is not None:
+        if side == "recv":
+            ends = ends[::-1]
+        elif ledger.reference is not None and block is not None:
             difference = ledger.reference(self, note, tag, block, span)
         how = note.op, note.algorithm, note.index, note.rounds
-        ends = ends if side == "send" else ends[::-1]
         details = *ends, tag, nbytes, dtype.name, span, difference
         note.records.append(ledger.message(side, note.labels, how, self.ranks, *details))
 
@@ -184,8 +170,6 @@ class Communicator(ABC):
     def abort(self, code: int = 1) -> None:
         """End all ranks."""
 
-    # -- collectives in flight ---------------------------------------------------------------------------
-
     def start(self, generator: Iterator, tag: int | None = None) -> Pending:
         """Begin a collective (:mod:`.collectives`, the ``steps`` of a function) and come back at once.
 
@@ -209,8 +193,6 @@ class Communicator(ABC):
         self.sequence += 1
         return SEQUENCE + self.sequence % SPACE
 
-    # -- control: small messages of the machinery itself, in no ledger ---------------------------------------
-
     def exchange(self, values, tag: int = EXCHANGE, op: str = "exchange") -> np.ndarray:
         """Every member's array of the same shape and dtype, stacked in order of rank."""
         return self.start(self.exchanging(values, tag, Note(op, "direct", self.ledger.labels))).wait()
@@ -221,11 +203,8 @@ class Communicator(ABC):
         everyone = np.empty((self.size, *own.shape), own.dtype)
         everyone[self.rank] = own
         others = [(self.rank + k) % self.size for k in range(1, self.size)]
-        requests = [self.irecv(everyone[r].reshape(-1), r, tag) for r in others]
-        requests += [self.isend(own.reshape(-1), r, tag) for r in others]
-        for request in requests:
-            request.note = note
-        yield requests
+        requests = [self._begin("recv", everyone[r].reshape(-1), r, tag, note) for r in others]
+        yield requests + [self._begin("send", own.reshape(-1), r, tag, note) for r in others]
         return everyone
 
     def exchange_texts(self, text: str) -> list[str]:
@@ -244,14 +223,53 @@ class Communicator(ABC):
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Communicators of the members of equal colour, in order of key, then rank; None for colour None."""
         wish = [-1 if color is None else int(color), int(key)]
-        table = self.exchange(np.array(wish, np.int64), op="split")
+        table = self.exchange(np.array(wish, np.int64), op="split").tolist()
         self.sequence += 1
         if color is None:
             return self._part(None, (), self.sequence)
-        chosen = [r for r in range(self.size) if table[r, 0] == color]
-        chosen.sort(key=lambda r: (table[r, 1], r))
-        return self._part(int(color), tuple(chosen), self.sequence)
+        chosen = sorted((own_key, r) for r, (own_color, own_key) in enumerate(table) if own_color == color)
+        return self._part(int(color), tuple(r for _, r in chosen), self.sequence)
 
     @abstractmethod
     def _part(self, color, members, sequence):
         """The communicator of the given members, which share a colour; None where colour is None."""
+
+
+# What callers hand over is checked in constant time before anything is sent: a mistake gives the same error on every
+# transport, where MPI by itself would read what it cannot use in its own way, or end the process.
+
+
+def check_array(what: str, x: Any) -> None:
+    """Raise a TypeError unless x is a NumPy or CuPy array (or a NumPy number) of plain values."""
+    if not isinstance(x, np.ndarray | np.generic) and not is_array(x):
+        hint = f"np.asarray({short(x)})"
+        if isinstance(x, Tensor):
+            hint = "tensor.data, or minidnn.comm.functions, through which gradients flow"
+        raise TypeError(f"{what}: expected an array, got {short(x)} ({type(x).__name__}); use {hint}")
+    if x.dtype.hasobject:
+        raise TypeError(f"{what}: expected an array of numbers, got dtype {x.dtype}")
+
+
+def check_message(what: str, array: Any, peer: Any, size: int, tag: int) -> None:
+    """Raise a TypeError or ValueError unless array, rank and tag are such as a message can have."""
+    if isinstance(array, np.generic):
+        kind = type(array).__name__
+        raise TypeError(f"{what}: expected an array, got a number of type {kind}; use np.asarray")
+    check_array(what, array)
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{what}: the array of shape {array.shape} and strides {array.strides} is not contiguous; "
+            "use a contiguous one (np.ascontiguousarray makes a copy)"
+        )
+    if not (isinstance(peer, int | np.integer) and 0 <= peer < size):
+        raise ValueError(f"{what}: rank {peer!r}, expected one of 0 ... {size - 1}")
+    if not 0 <= tag < SPACE:
+        expected = f"one of 0 ... {SPACE - 1} (higher ones are the collectives')"
+        raise ValueError(f"{what}: tag {tag}, expected {expected}")
+
+
+def check_requests(what: str, requests: Any) -> None:
+    """Raise a TypeError unless this is a list (or another sequence) of requests."""
+    if not isinstance(requests, Sequence):
+        hint = f"write comm.{what}([request])"
+        raise TypeError(f"{what}: expected a list of requests, got {short(requests)}; {hint}")

@@ -15,31 +15,8 @@ from typing import Any
 from .ledger import Ledger
 
 
-class Traffic:
-    """What went through the transport, counted there: the tests compare the ledger with it."""
-
-    __slots__ = ("control", "received_bytes", "received_messages", "sent_bytes", "sent_messages")
-
-    def __init__(self):
-        self.sent_messages = self.sent_bytes = self.received_messages = self.received_bytes = 0
-        self.control = 0  # messages of the machinery itself
-
-    def count(self, side: str, nbytes: int) -> None:
-        """One message, of which this rank is the "send" or the "recv" side."""
-        if side == "send":
-            self.sent_messages += 1
-            self.sent_bytes += nbytes
-        else:
-            self.received_messages += 1
-            self.received_bytes += nbytes
-
-    def totals(self) -> tuple[int, int, int, int]:
-        """Messages sent, bytes sent, messages received, bytes received."""
-        return self.sent_messages, self.sent_bytes, self.received_messages, self.received_bytes
-
-
 class Note:
-    """What a message is part of: to be put into words when something has gone wrong, and to be counted there.
+    """What a message is part of: for error messages, and for the ledger.
 
     ``cell`` are the ledger's counters, ``records`` those of its messages in a trace that are not complete.
     """
@@ -52,15 +29,14 @@ class Note:
 
     def count(self, side: str, nbytes: int) -> None:
         """One message, in the ledger."""
-        cell, column = self.cell, 0 if side == "send" else 2
-        cell[column] += 1
-        cell[column + 1] += nbytes
+        column = 0 if side == "send" else 2
+        self.cell[column] += 1
+        self.cell[column + 1] += nbytes
 
     def __str__(self):
         parts = [f"{self.op} {self.algorithm} round {self.index}/{self.rounds}"]
         labels = self.labels._asdict().items()
-        parts += [f"{name} {value}" for name, value in labels if value not in ("", None)]
-        return ", ".join(parts)
+        return ", ".join(parts + [f"{name} {value}" for name, value in labels if value not in ("", None)])
 
 
 class Pending:
@@ -98,10 +74,9 @@ class Engine:
     """The collectives that one rank has in flight, over all its communicators."""
 
     def __init__(self):
-        self.ledger, self.traffic = Ledger(), Traffic()
+        self.ledger, self.debug = Ledger(), False
         self.alive: Callable[[], None] = lambda: None  # a guard that watches for stalls puts its own here
         self.stalled = False  # no rank has given a sign of life for too long; the guard's, too
-        self.debug = False
         self.groups: list = []  # what a transport wants to know of this rank's groups
         self.pending: list[Pending] = []
         self.running: Pending | None = None  # whose generator runs at the moment

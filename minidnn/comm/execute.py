@@ -11,9 +11,7 @@ from .algorithms import LIBRARY, Rounds, rounds
 from .communicator import Communicator, Note
 
 
-def collective(
-    comm: Communicator, op, algorithm, counts, outbox, inbox, base=0, root=0, segments=None
-) -> Generator:
+def collective(comm: Communicator, op, algorithm, counts, outbox, inbox, base=0, root=0) -> Generator:
     """The steps of one collective whose rounds are looked up; the buffers are those of :func:`execute`."""
     # The tag first: collectives start in one order on all ranks, but their headers may not end in that order.
     tag = comm.next_tag()
@@ -24,7 +22,7 @@ def collective(
                 comm.wait(requests)
         else:
             yield from check
-    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes, segments=segments)
+    own = rounds(op, algorithm, comm.size, comm.rank, counts, root, nodes=comm.nodes)
     if algorithm == LIBRARY and own:
         yield from _library(comm, own, inbox, tag)
     else:
@@ -37,8 +35,7 @@ def execute(comm: Communicator, op, algorithm, own: Rounds, outbox, inbox, base,
     Both are flat arrays whose entry 0 is element ``base`` of the collective's buffer; for most collectives
     they are one and the same.
     """
-    ledger, xp = comm.ledger, array_module(inbox)
-    labels, cell = ledger.labels, ledger.cell(op)
+    ledger, xp, labels, cell = comm.ledger, array_module(inbox), comm.ledger.labels, comm.ledger.cell(op)
     # kept between collectives: fresh pages cost as much as the sum
     scratch = comm.engine.scratch.setdefault((xp.__name__, inbox.dtype), [])
     for index, moves in enumerate(own, 1):
@@ -71,16 +68,11 @@ def _borrow(kept, xp, dtype, n):
 
 
 def _library(comm, own: Rounds, flat, tag) -> Generator:
-    """The steps of the transport's own all_reduce, counted and recorded as its pattern says.
-
-    The transport's counters, which cannot see what the library sends either, are told the same.
-    """
+    """The steps of the transport's own all_reduce, counted and recorded as its pattern says."""
     ledger = comm.ledger
-    labels, cell = ledger.labels, ledger.cell("all_reduce")
-    note = Note("all_reduce", LIBRARY, labels, cell=cell, tracing=ledger.tracing)
+    note = Note("all_reduce", LIBRARY, ledger.labels, cell=ledger.cell("all_reduce"), tracing=ledger.tracing)
     for move in (move for moves in own for move in moves):
         nbytes = move.elements * flat.itemsize
-        comm.traffic.count(move.kind, nbytes)
         note.count(move.kind, nbytes)
         if ledger.tracing:
             comm.record(move.kind, move.peer, tag, note, nbytes, flat.dtype, (0, flat.size))

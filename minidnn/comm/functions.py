@@ -6,10 +6,10 @@ the whole table, which is data: :data:`.algorithms.OPERATIONS`.  One value used 
 be added up (broadcast and reduce, all_gather and reduce_scatter); what only changes places is put back
 (scatter and gather, all_to_all, a message).
 
-all_reduce is the line that is asked about.  If its result feeds p separate losses, whose
-sum is the objective, each input is used p times and the gradient is the sum of the p gradients: all_reduce.
-If instead the p copies stand for one replicated value, and the loss is computed alike on all ranks but
-counted once, the two halves come apart (Megatron's f and g; Shoeybi et al., arXiv 1909.08053, section 3):
+If the result of an all_reduce feeds p separate losses, whose sum is the objective, each input is used p times
+and the gradient is the sum of the p gradients: all_reduce.  If instead the p copies stand for one replicated
+value, and the loss is computed alike on all ranks but counted once, the two halves come apart (Megatron's f
+and g; Shoeybi et al., arXiv 1909.08053, section 3):
 
 - ``copy_to``: forward identity, backward all_reduce: a replicated value enters work that is split;
 - ``reduce_from``: forward all_reduce, backward identity: the parts of a sum become one replicated value.
@@ -22,7 +22,6 @@ enabled on all or on none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,7 @@ class Communicate(Function):
 
     def forward(self, x):
         self.empty = array_module(x).empty(0, x.dtype)
-        y = self._run(self.operation, x)
+        y = self.comm.start(steps(self.comm, self.operation, x)).wait()
         return self.empty if y is None else y
 
     def backward(self, gy):
@@ -54,11 +53,8 @@ class Communicate(Function):
         shape = adjoint.before(self.comm.rank)
         if shape is None or gy is None:  # nothing to bring, or zeros for peers that wait
             gy = array_module(self.empty).zeros(shape or 0, self.empty.dtype)
-        gx = self._run(adjoint, gy)
+        gx = self.comm.start(steps(self.comm, adjoint, gy)).wait()
         return gx if self.needs[0] else None
-
-    def _run(self, operation, x):
-        return self.comm.start(steps(self.comm, operation, x)).wait()
 
 
 class Messages(Function):
@@ -74,9 +70,9 @@ class Messages(Function):
     def forward(self, *xs):
         if xs:
             self.dtype, self.xp = xs[0].dtype, array_module(xs[0])
-        self.sent = {peer: x.shape for peer, x in zip(self.peers, xs, strict=True)}
-        got = self._run(dict(zip(self.peers, xs, strict=True)), self.shapes)
-        return got or self.xp.empty(0, self.dtype)
+        blocks = dict(zip(self.peers, xs, strict=True))
+        self.sent = {peer: x.shape for peer, x in blocks.items()}
+        return self._run(blocks, self.shapes) or self.xp.empty(0, self.dtype)
 
     def backward(self, *gys):
         pairs = zip(self.shapes.items(), gys, strict=False)
@@ -91,17 +87,12 @@ class Messages(Function):
 
 
 def sendrecv(
-    comm: Communicator,
-    blocks: Mapping[int, Tensor],
-    shapes: Mapping[int, Sequence[int]],
-    dtype: Any = None,
-    tag: int = 0,
-    xp: Any = np,
+    comm: Communicator, blocks: Mapping[int, Tensor], shapes: Mapping, dtype=None, tag: int = 0, xp=np
 ) -> dict[int, Tensor]:
-    """Send each peer its tensor, and receive one of the given shape from each, all at once.
+    """Send each peer its tensor, and receive one of the given shape from each, all at once: a halo exchange.
 
-    With neighbours, a halo exchange; between two ranks, a send and a receive that cannot block each other, as
-    :func:`send` and then :func:`recv` on both may.  ``dtype`` and ``xp`` are needed where nothing is sent.
+    Send and receive cannot block each other here, as :func:`send` and then :func:`recv` on both ranks may.  ``dtype``
+    and ``xp`` are needed where nothing is sent.
     """
     shapes = {peer: tuple(shape) for peer, shape in shapes.items()}
     received = Messages(comm, tuple(blocks), shapes, dtype, tag, xp)(*blocks.values())
@@ -109,10 +100,9 @@ def sendrecv(
 
 
 def send(comm: Communicator, x: Tensor, dest: int, tag: int = 0) -> Tensor:
-    """Send x to rank ``dest``, which calls :func:`recv`.
+    """Send x to rank ``dest``, which calls :func:`recv`; returns an empty tensor, which nothing need use.
 
-    Returns an empty tensor, which nothing need use; a rank whose last word is a send ends with
-    ``tape.backward(())``.
+    A rank whose last word is a send ends with ``tape.backward(())``.
     """
     return Messages(comm, (dest,), {}, None, tag, np)(x)
 
@@ -153,13 +143,7 @@ def reduce_scatter(comm: Communicator, x: Tensor, axis: int = 0, counts=None, al
 
 
 def all_to_all(
-    comm: Communicator,
-    x: Tensor,
-    split_axis: int,
-    join_axis: int,
-    split=None,
-    joined=None,
-    algorithm="direct",
+    comm: Communicator, x: Tensor, split_axis: int, join_axis: int, split=None, joined=None, algorithm=None
 ) -> Tensor:
     """From split along ``join_axis`` to split along ``split_axis``.
 

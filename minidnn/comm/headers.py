@@ -21,29 +21,26 @@ SEPARATOR = "\x1f"
 
 
 def check(comm, op, algorithm, dtype, counts, root, tag) -> Generator:
-    """The steps of the comparison before a collective.
-
-    Raises
-    ------
-    ProtocolError
-        On every rank, when the headers are not all alike.
-    """
+    """The steps of the comparison before a collective; a ProtocolError on every rank when they differ."""
     number = tag - SEQUENCE if tag >= SEQUENCE else f"named {tag - NAMED}"
     own = _header(comm, number, op, algorithm, dtype, counts, root)
     table = yield from comm.exchanging(own, HEADERS + tag, Note(op, algorithm, comm.ledger.labels))
     texts = [_fields(row) for row in table]
     differing = [name for k, name in enumerate(FIELDS) if len({text[k] for text in texts}) > 1]
     if differing:
-        raise ProtocolError(_complaint(comm, texts, differing))
+        groups: dict[tuple, list[int]] = {}
+        for rank, text in zip(comm.ranks, texts, strict=True):
+            groups.setdefault(tuple(text), []).append(rank)
+        lines = [f"the ranks differ in {', '.join(differing)}"]
+        for text, ranks in groups.items():
+            lines.append(f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {_describe(text)}")
+        raise ProtocolError("\n".join(lines))
 
 
 def check_messages(comm, moves, dtype, tag) -> Generator:
     """The steps of the comparison before single messages: the sender's header goes ahead of each.
 
-    Raises
-    ------
-    ProtocolError
-        On the receiver, when it expects something else.
+    A ProtocolError on the receiver when it expects something else.
     """
     requests, received = [], []
     for move in moves:
@@ -88,13 +85,3 @@ def _describe(fields) -> str:
     text = f"{op} {algorithm} of {elements} {dtype}" + f" in blocks {counts}" * (counts != elements)
     text += f", root {root}" + f", layer {layer}" * bool(layer) + f", phase {phase}" * bool(phase)
     return f"{text} (call {number})"
-
-
-def _complaint(comm, texts, differing) -> str:
-    groups: dict[tuple, list[int]] = {}
-    for rank, text in zip(comm.ranks, texts, strict=True):
-        groups.setdefault(tuple(text), []).append(rank)
-    lines = [f"the ranks differ in {', '.join(differing)}"]
-    for text, ranks in groups.items():
-        lines.append(f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {_describe(text)}")
-    return "\n".join(lines)

@@ -2,11 +2,9 @@
 
 Counters are always on and cost about a microsecond a message: messages and bytes by (layer, phase,
 operation), and seconds by (state, layer, phase).  A rank is in exactly one state at every moment, so the
-seconds of all states add up to the time since the ledger was made: nothing is measured twice and nothing is
-lost.
-
-With :meth:`Ledger.trace` on, every message and every span of time also leaves a record; the records of the
-last N steps are kept in memory and written by :func:`minidnn.comm.trace_files.write`.
+seconds of all states add up to the time since the ledger was made.  With :meth:`Ledger.trace` on, every
+message and every span of time also leaves a record; the records of the last N steps are kept in memory and
+written by :func:`minidnn.comm.trace_files.write`.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ from math import isfinite
 from time import perf_counter
 from typing import NamedTuple
 
-#: A rank is in one of these at every moment.
-STATES = ("input", "compute", "comm", "wait", "other")
-PHASES = ("input", "forward", "backward", "gradient sync", "update")
+# A rank is in one of these states at every moment: "input", "compute", "comm", "wait", "other".
 
 
 class Labels(NamedTuple):
@@ -65,26 +61,15 @@ class Scope:
 class Ledger:
     """Counters and, on demand, records of one rank.
 
-    Parameters
-    ----------
-    rank, size : int
-        In the world, as written into the trace.
-    clock : callable
-        Seconds; a test or a simulator may bring its own.
+    ``rank`` of ``size`` is its number in the world, as written into the trace; ``clock`` gives seconds, and a test or
+    a simulator may bring its own.
 
     Attributes
     ----------
-    labels : Labels
-        What applies now; set by :meth:`scope`.
     traffic : dict
         ``traffic[layer, phase, op] = [messages sent, bytes sent, messages received, bytes received]``
     seconds : dict
         ``seconds[state, layer, phase]``, up to the last change of state (:meth:`times` is up to now).
-    in_flight : float
-        Seconds in which a collective was under way, up to now: from its start until this rank noticed its end.
-        Less those of communicating and waiting, it is the time hidden behind other work.
-    tracing : bool
-        Whether records are kept.
     reference : callable or None
         ``(comm, note, tag, block, span) -> float | None``: while tracing, how far a block about to be sent is
         from what one process computes (:mod:`minidnn.train.reference`).
@@ -92,7 +77,7 @@ class Ledger:
 
     def __init__(self, rank: int = 0, size: int = 1, clock: Callable[[], float] = perf_counter):
         self.rank, self.size, self.clock = rank, size, clock
-        self.labels = Labels()
+        self.labels = Labels()  # what applies now
         self.traffic: dict[tuple[str, str, str], list[int]] = {}
         self.seconds: dict[tuple[str, str, str], float] = {}
         self.tracing = False
@@ -100,18 +85,14 @@ class Ledger:
         self.dropped_steps = 0
         self._kept: deque[list] = deque()
         self._records: list = []
-        self._now = ("other", "", ""), (None, None)  # (state, layer, phase), (chunk, step)
+        self._now = ("other", "", ""), (None, None)  # (state, layer, phase), (micro-batch, step)
         self._flops = 0
         self._since = self._step_begin = clock()
         self._flown, self._took_off = 0.0, None
 
-    # -- labels ------------------------------------------------------------------------------------------
-
     def scope(self, **labels) -> Scope:
         """``with ledger.scope(phase="backward", layer="fc6"):`` label what happens inside."""
         return Scope(self, labels)
-
-    # -- time --------------------------------------------------------------------------------------------
 
     def place(self, state: str, labels: Labels, layer: str | None = None, phase: str | None = None) -> tuple:
         """A state under the given labels, for :meth:`restore`; ``layer`` and ``phase`` override the labels'."""
@@ -151,32 +132,24 @@ class Ledger:
 
     def flying(self, any_collective: bool) -> None:
         """The first collective begins, or the last one under way has ended."""
-        now = self.clock()
-        if any_collective:
-            self._took_off = now
-        else:
-            self._flown += now - self._took_off
-            self._took_off = None
+        self._flown, self._took_off = self.in_flight, self.clock() if any_collective else None
 
     @property
     def in_flight(self) -> float:
-        return self._flown + (0.0 if self._took_off is None else self.clock() - self._took_off)
+        """Seconds in which a collective was under way, up to now: from its start until this rank noticed its end.
 
-    # -- messages ----------------------------------------------------------------------------------------
+        Less those of communicating and waiting, it is the time hidden behind other work.
+        """
+        return self._flown + (0.0 if self._took_off is None else self.clock() - self._took_off)
 
     def cell(self, op: str) -> list[int]:
         """The counters of an operation under the present labels, to add to."""
-        key = (self.labels.layer, self.labels.phase, op)
-        cell = self.traffic.get(key)
-        if cell is None:
-            cell = self.traffic[key] = [0, 0, 0, 0]
-        return cell
+        return self.traffic.setdefault((self.labels.layer, self.labels.phase, op), [0, 0, 0, 0])
 
     def message(self, side, labels, how, group, source, dest, tag, nbytes, dtype, span, difference) -> list:
-        """Record one end of one message (only while tracing).
+        """Record one end of one message (only while tracing): a list, whose ``DONE`` is for the caller to fill in.
 
         ``how`` is (op, algorithm, round, of how many rounds); ``span`` is the element slice (start, stop).
-        Returns the record, a list whose entry ``DONE`` the caller fills in when the message is complete.
         """
         record = ["message", side, *labels, *how, group, source, dest, tag, nbytes, dtype, *span]
         record += [self.clock(), None, difference]
@@ -187,8 +160,6 @@ class Ledger:
         """Messages sent, bytes sent, messages received, bytes received, since the ledger was made."""
         cells = self.traffic.values()
         return tuple(sum(column) for column in zip(*cells, strict=True)) if cells else (0, 0, 0, 0)
-
-    # -- steps and records -------------------------------------------------------------------------------
 
     def trace(self, last_steps: int | None = None) -> None:
         """Keep records from now on, those of the last ``last_steps`` steps (None: of all)."""
@@ -215,8 +186,8 @@ class Ledger:
 
     def _relabel(self, step):
         self.labels = self.labels._replace(step=step)
-        key, (chunk, _) = self._now
-        self.restore((key, (chunk, step)))
+        key, (micro_batch, _) = self._now
+        self.restore((key, (micro_batch, step)))
 
     def note(self, kind: str, **fields) -> None:
         """Record something else, as "memory" is; the step and the time are added."""
@@ -228,6 +199,5 @@ class Ledger:
         fields = {"message": MESSAGE_FIELDS, "span": SPAN_FIELDS, "step": STEP_FIELDS}
         for part in (*self._kept, self._records):
             for record in part:
-                if not isinstance(record, dict):
-                    record = dict(zip(fields[record[0]], record, strict=True))
-                yield record
+                whole = isinstance(record, dict)
+                yield record if whole else dict(zip(fields[record[0]], record, strict=True))

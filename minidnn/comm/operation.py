@@ -20,18 +20,12 @@ class Operation:
 
     Attributes
     ----------
-    op : str
-        One of :data:`.algorithms.OPERATIONS`.
-    shape : tuple of int
-        Of the whole tensor.
+    op, shape : str, tuple of int
+        One of :data:`.algorithms.OPERATIONS`, and the shape of the whole tensor.
     axis, counts : int, tuple of int
         Where the operation cuts or joins blocks, and each member's length there.  An all_to_all cuts here;
     join_axis, joined : int, tuple of int
         and each member brings its block along this axis, and gets it whole.
-    root, dest : int
-        The member that alone brings or gets the whole; of a send, the sender and the receiver.
-    algorithm : str, optional
-        Default: the first of the collective.
 
     Raises
     ------
@@ -45,9 +39,8 @@ class Operation:
     counts: tuple[int, ...] = ()
     join_axis: int = 0
     joined: tuple[int, ...] = ()
-    root: int = 0
-    dest: int = 0
-    algorithm: str | None = None
+    root: int = 0  # the member that alone brings or gets the whole
+    algorithm: str | None = None  # by default the first of the collective
 
     def __post_init__(self):
         pairs = [(self.axis, self.counts)] if "block" in OPERATIONS[self.op] else []
@@ -68,10 +61,9 @@ class Operation:
         """What takes the gradient of the result back to a gradient of the tensor."""
         back = replace(self, op=OPERATIONS[self.op].adjoint)
         if self.op == "all_to_all":
-            axes = {"axis": self.join_axis, "counts": self.joined}
-            back = replace(back, **axes, join_axis=self.axis, joined=self.counts)
-        elif self.op == "send":
-            back = replace(back, root=self.dest, dest=self.root)
+            ways = {"axis": self.join_axis, "counts": self.joined}
+            ways |= {"join_axis": self.axis, "joined": self.counts}
+            back = replace(back, **ways)
         known = ALGORITHMS.get(back.collective, ())
         return back if self.algorithm in (*known, "auto", LIBRARY) else replace(back, algorithm=None)
 
@@ -88,7 +80,7 @@ class Operation:
     def _held(self, what, member):
         if what == "block":
             return with_axis(self.shape, self.axis, self.counts[member])
-        return self.shape if what == "whole" or member == getattr(self, what) else None
+        return self.shape if what == "whole" or member == self.root else None
 
     def elements(self) -> Any:
         """The counts of the flat collective, as :func:`.algorithms.rounds` takes them."""
@@ -104,60 +96,42 @@ class Operation:
         """The messages of one member."""
         if self.op == "copy_to" or size == 1:
             return ()
-        op, ends = self.collective, {"root": self.root, "dest": self.dest}
-        algorithm = self.algorithm or ALGORITHMS[op][0]
-        return rounds(op, algorithm, size, member, self.elements(), nodes=nodes, **ends)
-
-    def cut(self, x: Any) -> Any:
-        """The flat buffer that a member's messages are slices of, of what it brings."""
-        if self.op == "all_to_all" or (self.op in BLOCKED and OPERATIONS[self.op].before != "block"):
-            return cut(x, self.axis, self.counts)
-        return array_module(x).ascontiguousarray(x).reshape(-1)
+        algorithm = self.algorithm or ALGORITHMS[self.collective][0]
+        return rounds(self.collective, algorithm, size, member, self.elements(), self.root, nodes=nodes)
 
 
-def steps(comm: Communicator, operation: Operation, x: Any, tag: int | None = None) -> Generator:
+def steps(comm: Communicator, operation: Operation, x: Any) -> Generator:
     """The steps of an operation on this member.
 
-    ``x`` is what it brings; where it brings nothing, any array of the dtype and device.  ``tag`` is that of
-    a send (default: as :func:`.collectives.sendrecv`).  Returns what the member gets, or None.
-
-    Raises
-    ------
-    ValueError
-        x does not have the shape of what the member brings.
+    ``x`` is what it brings; where it brings nothing, any array of the dtype and device.  Returns what the member
+    gets, or None.  ValueError where x does not have the shape of what the member brings.
     """
     op, me, xp = operation.op, comm.rank, array_module(x)
-    before, after = operation.before(me), operation.after(me)
+    before, after, held = operation.before(me), operation.after(me), OPERATIONS[op]
     if before is not None and x.shape != before:
         raise ValueError(f"{op}: rank {me} brings shape {x.shape}, expected {before}")
     if op == "copy_to":
         return x
-    if op == "send":
-        if operation.root == operation.dest:
-            return x if me == operation.root else None
-        blocks = {} if before is None else {operation.dest: x}
-        shapes = {} if after is None else {operation.root: after}
-        if not blocks and not shapes:
-            return None
-        got = yield from collectives.sendrecv.steps(comm, blocks, shapes, x.dtype, tag, xp)
-        return got.get(operation.root)
     if before is None:
         flat = x.reshape(-1)[:0] if op in BLOCKED else xp.empty(prod(after), x.dtype)
+    elif held.after == "block":  # the buffer whose slices are sent: the blocks, one after the other
+        flat = cut(x, operation.axis, operation.counts)
     else:
-        flat = operation.cut(x)
+        flat = xp.ascontiguousarray(x).reshape(-1)
     counts = operation.elements()
     if op == "all_to_all":
         algorithm = operation.algorithm or ALGORITHMS[op][0]
         flat = yield from collectives.all_to_all.steps(comm, flat, counts, algorithm)
         return join(flat, after, operation.join_axis, operation.joined)
-    options = {"root": operation.root, "algorithm": operation.algorithm}
     counts = counts if op in BLOCKED else None
-    flat = yield from collectives.run(comm, operation.collective, flat, counts, **options)
+    flat = yield from collectives.run(
+        comm, operation.collective, flat, counts, operation.root, operation.algorithm
+    )
     if flat is None:
         return None
-    if OPERATIONS[op].before == "block":
-        return join(flat, after, operation.axis, operation.counts)
-    return flat.reshape(after)
+    return (
+        join(flat, after, operation.axis, operation.counts) if held.before == "block" else flat.reshape(after)
+    )
 
 
 def cut(x: Any, axis: int, counts: Sequence[int]) -> Any:
@@ -191,13 +165,7 @@ def with_axis(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
 
 
 def axis_length(shape: Sequence[int], axis: int) -> int:
-    """The length of an axis.
-
-    Raises
-    ------
-    ValueError
-        There is no such axis.
-    """
+    """The length of an axis; ValueError if there is none."""
     if not -len(shape) <= axis < len(shape):
         hint = "" if shape else "; reshape(1) gives it axis 0"
         raise ValueError(f"a tensor of shape {tuple(shape)} has no axis {axis} to split or join{hint}")

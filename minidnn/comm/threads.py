@@ -104,13 +104,12 @@ class Hub:
         return ready
 
     def check(self, requests) -> None:
-        for request in requests:
-            if request.error is not None:
-                mine, theirs, (_, source, dest, _) = request.array, request.error.array, request.key
-                raise ProtocolError(
-                    f"rank {dest} receives {mine.size} {mine.dtype} from rank {source} ({request.note}), "
-                    f"which sent {theirs.size} {theirs.dtype} ({request.error.note})"
-                )
+        for request in (request for request in requests if request.error is not None):
+            mine, theirs, (_, source, dest, _) = request.array, request.error.array, request.key
+            raise ProtocolError(
+                f"rank {dest} receives {mine.size} {mine.dtype} from rank {source} ({request.note}), "
+                f"which sent {theirs.size} {theirs.dtype} ({request.error.note})"
+            )
 
     def look_for_deadlock(self) -> None:
         """With the lock held: fail if every rank that has not finished waits for what cannot come."""
@@ -209,6 +208,9 @@ def run(
 ) -> list:
     """Run ``main(comm, *args)`` on ``size`` ranks and return their results in order of rank.
 
+    What a rank raises first is raised here, and ends the others; so do a :class:`DeadlockError` when all that have
+    not finished wait, and a :class:`ProtocolError` for a message that does not fit or was never received.
+
     Parameters
     ----------
     timeout : float, optional
@@ -221,15 +223,6 @@ def run(
         Compare headers before every collective and message.
     nodes : sequence of int, optional
         The node of each rank, for "hierarchical" (default: one node).
-
-    Raises
-    ------
-    DeadlockError
-        All ranks that have not finished wait.
-    ProtocolError
-        The ranks do not agree on a message, or one was sent and never received.
-    Exception
-        Whatever a rank raised first; the other ranks are ended.
     """
     hub, results = Hub(size, rendezvous), [None] * size
 

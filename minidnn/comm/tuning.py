@@ -43,21 +43,14 @@ DEFAULT = Link(5e-6, 1 / 4e9, 1 / 8e9)
 @lru_cache(maxsize=1024)
 def predict(algorithm: str, p: int, nbytes: int, link: Link = DEFAULT, nodes: tuple | None = None) -> float:
     """Seconds that an all_reduce of so many bytes takes over p ranks."""
-    programs = [rounds("all_reduce", algorithm, p, rank, nbytes, nodes=nodes) for rank in range(p)]
-    return sum(
-        max(_round_time(moves, link) for moves in together) for together in zip(*programs, strict=True)
-    )
+    everyone = (rounds("all_reduce", algorithm, p, rank, nbytes, nodes=nodes) for rank in range(p))
+    return sum(max(_round_time(m, link) for m in together) for together in zip(*everyone, strict=True))
 
 
 def _round_time(moves, link) -> float:
-    sent = [move.elements for move in moves if move.kind == "send"]
-    received = [move.elements for move in moves if move.kind == "recv"]
-    added = sum(move.elements for move in moves if move.reduce)
-    return (
-        link.alpha * max(len(sent), len(received))
-        + link.beta * max(sum(sent), sum(received))
-        + link.gamma * added
-    )
+    sent, received = ([m.elements for m in moves if m.kind == kind] for kind in ("send", "recv"))
+    messages, sizes = max(len(sent), len(received)), max(sum(sent), sum(received))
+    return link.alpha * messages + link.beta * sizes + link.gamma * sum(m.elements for m in moves if m.reduce)
 
 
 @lru_cache(maxsize=1024)
@@ -91,25 +84,27 @@ def _ping_pong(comm) -> Link:
     seconds = {}
     for nbytes, repeats in ((8, 50), (1 << 20, 8)):
         block = np.zeros(nbytes, np.uint8)
-        times = []
-        for _ in range(repeats if comm.rank in (0, last) else 0):
-            begin = time.perf_counter()
+
+        def there_and_back(block=block):
             for sender in (0, last):
-                peer = last - comm.rank
-                if comm.rank == sender:
-                    comm.wait([comm.isend(block, peer, PING)])
-                else:
-                    comm.wait([comm.irecv(block, peer, PING)])
-            times.append((time.perf_counter() - begin) / 2)
-        seconds[nbytes] = min(times, default=0.0)
-    a, b = np.zeros(1 << 18, np.float32), np.zeros(1 << 18, np.float32)
-    adding = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        np.add(a, b, out=a)
-        adding.append(time.perf_counter() - begin)
+                begin = comm.isend if comm.rank == sender else comm.irecv
+                comm.wait([begin(block, last - comm.rank, PING)])
+
+        seconds[nbytes] = _fastest(there_and_back, repeats if comm.rank in (0, last) else 0) / 2
+    a, b = np.zeros((2, 1 << 18), np.float32)
+    adding = _fastest(lambda: np.add(a, b, out=a), 8)
     beta = (seconds[1 << 20] - seconds[8]) / (1 << 20)
-    return Link(max(seconds[8], 1e-7), max(beta, 1e-12), min(adding) / a.nbytes)
+    return Link(max(seconds[8], 1e-7), max(beta, 1e-12), adding / a.nbytes)
+
+
+def _fastest(work, repeats) -> float:
+    """Seconds of the fastest run; 0 of none."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times, default=0.0)
 
 
 def cache_file() -> Path:

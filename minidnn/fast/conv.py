@@ -17,7 +17,7 @@ import numpy as np
 from minidnn.backend.kernels import plain
 from minidnn.backend.openblas import add_product
 from minidnn.backend.workers import each, spans, threads
-from minidnn.fast.taps import apply_taps, taps_into_image, taps_into_output
+from minidnn.fast.taps import apply_taps, meets, taps_into_image, taps_into_output
 from minidnn.functional.conv import channel_groups, columns, turned
 from minidnn.functional.geometry import Windows, pad
 
@@ -33,7 +33,7 @@ def convolve(x: np.ndarray, W: np.ndarray, window: Windows, groups: int = 1) -> 
     if n * window.out[0] * window.out[1] * W.size < SMALL:
         return plain("convolve")(x, W, window, groups)
     y = np.empty((n, *window.out, o), x.dtype)
-    pairs = list(zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(x.shape[-1], o, groups)
     if not _slides(window):
         W = W.reshape(-1, o)
 
@@ -69,7 +69,7 @@ def convolve_input_gradient(gy: np.ndarray, W: np.ndarray, window: Windows, grou
     if _slides(window) and o // groups < TAP_CHANNELS:
         return convolve(gy, *turned(W, window, groups), groups)
     gx = np.empty((n, *window.size, c), gy.dtype)
-    pairs = list(zip(channel_groups(c, groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(c, o, groups)
     if _slides(window):
         taps = taps_into_image(window)
 
@@ -95,7 +95,7 @@ def convolve_weight_gradient(
     if rows * W.size < SMALL:
         return plain("convolve_weight_gradient")(x, gy, W, window, groups, out)
     gW = np.empty(W.shape, gy.dtype) if out is None else out
-    pairs = list(zip(channel_groups(c * groups, groups), channel_groups(o, groups), strict=True))
+    pairs = channel_groups(c * groups, o, groups)
     if _slides(window) and c >= TAP_CHANNELS and rows <= 2 * GRADIENT_ROWS:
         _gradient_by_taps(x, gy, gW, window, pairs)
         return gW
@@ -142,13 +142,7 @@ def _widened(x: np.ndarray, window: Windows) -> np.ndarray:
 
 def _reach(window: Windows) -> list[tuple[int, slice, slice]]:
     """(kernel row, image rows under it, output rows they belong to), the rows that reach furthest first."""
-    (h, _), (oh, _), top = window.size, window.out, window.padding[0][0]
-    found = []
-    for i in range(window.kernel[0]):
-        start, stop = max(0, top - i), min(oh, h + top - i)
-        if start < stop:
-            found.append((i, slice(start + i - top, stop + i - top), slice(start, stop)))
-    return sorted(found, key=lambda row: row[2].start - row[2].stop)
+    return sorted(meets(window, 0), key=lambda row: row[2].start - row[2].stop)
 
 
 def _kernel_rows(x: np.ndarray, y: np.ndarray, W_rows: np.ndarray, window: Windows) -> None:

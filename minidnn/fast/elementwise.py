@@ -1,5 +1,8 @@
 """Bias, ReLU and the error function on all cores."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minidnn.backend import masked
@@ -22,13 +25,18 @@ def add_bias(y: np.ndarray, b: np.ndarray) -> np.ndarray:
     return y
 
 
+def _flat(function: Callable[..., Any], *arrays: np.ndarray, part: int = PART) -> None:
+    """Call a function with the same elements of all arrays, part by part."""
+    flat = [a.reshape(-1) for a in arrays]
+    each(lambda elements: function(*(a[elements] for a in flat)), spans(flat[0].size, part))
+
+
 def rectify(x: np.ndarray) -> np.ndarray:
     """max(x, 0)"""
     if not x.flags.c_contiguous:
         return plain("rectify")(x)
     y = np.empty_like(x)
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    each(lambda part: np.maximum(flat_x[part], 0, out=flat_y[part]), spans(x.size, PART))
+    _flat(lambda x, y: np.maximum(x, 0, out=y), x, y)
     return y
 
 
@@ -37,8 +45,7 @@ def rectify_gradient(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
     if not (gy.flags.c_contiguous and y.flags.c_contiguous):
         return plain("rectify_gradient")(gy, y)
     gx = np.empty_like(gy)
-    flat_gy, flat_y, flat_gx = gy.reshape(-1), y.reshape(-1), gx.reshape(-1)
-    each(lambda part: masked(flat_gy[part], flat_y[part] > 0, flat_gx[part]), spans(gy.size, PART))
+    _flat(lambda gy, y, gx: masked(gy, y > 0, gx), gy, y, gx)
     return gx
 
 
@@ -47,6 +54,5 @@ def erf_array(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     y = np.empty(x.shape, x.dtype) if out is None else out
     if not (x.flags.c_contiguous and y.flags.c_contiguous):
         return plain("erf_array")(x, y)
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    each(lambda part: plain("erf_array")(flat_x[part], flat_y[part]), spans(x.size, PART >> 4))
+    _flat(plain("erf_array"), x, y, part=PART >> 4)
     return y

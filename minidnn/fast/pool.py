@@ -1,40 +1,15 @@
 """Max pooling on all cores, image by image, without a padded copy: a tap is compared where it meets the image."""
 
-import functools
-
 import numpy as np
 
 from minidnn.backend import masked
 from minidnn.backend.kernels import plain
 from minidnn.backend.workers import each, spans
-from minidnn.fast.taps import Area
+from minidnn.fast.taps import all_taps
 from minidnn.functional.geometry import Windows
 from minidnn.functional.pool import first_taps, lowest
 
 PART = 1 << 17
-
-
-@functools.lru_cache(maxsize=256)
-def _taps(window: Windows) -> list[tuple[int, Area, Area]]:
-    """(number of the tap, pixels of the image under it, windows they belong to), without the padding."""
-    axes = []
-    for size, out, (before, _), k, s, d in zip(
-        window.size, window.out, window.padding, window.kernel, window.stride, window.dilation, strict=True
-    ):
-        meets = []
-        for i in range(k):
-            shift = i * d - before
-            start = max(0, -(shift // s))
-            stop = min(out, (size - 1 - shift) // s + 1)
-            first = start * s + shift
-            meets.append((slice(first, first + (stop - start - 1) * s + 1, s), slice(start, stop)))
-        axes.append(meets)
-    return [
-        (i * window.kernel[1] + j, (of_r, of_c), (to_r, to_c))
-        for i, (of_r, to_r) in enumerate(axes[0])
-        for j, (of_c, to_c) in enumerate(axes[1])
-        if to_r.start < to_r.stop and to_c.start < to_c.stop
-    ]
 
 
 def max_pool(x: np.ndarray, window: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +19,8 @@ def max_pool(x: np.ndarray, window: Windows) -> tuple[np.ndarray, np.ndarray]:
     n, c = len(x), x.shape[-1]
     y = np.empty((n, *window.out, c), x.dtype)
     tap = np.empty(y.shape, np.uint8)
-    taps, least, first = _taps(window), lowest(x.dtype), first_taps(window, np)
+    least, first, kw = lowest(x.dtype), first_taps(window, np), window.kernel[1]
+    taps = [(i * kw + j, of, to) for (i, j), of, to in all_taps(window)]
 
     def part(images: slice) -> None:
         largest, winner = y[images], tap[images]
@@ -69,14 +45,12 @@ def max_pool_gradient(gy: np.ndarray, tap: np.ndarray, window: Windows) -> np.nd
     n, _, _, c = gy.shape
     h, w = window.size
     gx = np.empty((n, h, w, c), gy.dtype)
-    taps = _taps(window)
 
     def part(images: slice) -> None:
         gx[images] = 0
-        for number, of, to in taps:
-            windows = (images, *to)
-            target = gx[(images, *of)]
-            target += masked(gy[windows], tap[windows] == number)
+        for (i, j), of, to in all_taps(window):
+            windows, target = (images, *to), gx[(images, *of)]
+            target += masked(gy[windows], tap[windows] == i * window.kernel[1] + j)
 
     each(part, _images(gx))
     return gx

@@ -23,10 +23,7 @@ def product(x: np.ndarray, W: np.ndarray) -> np.ndarray:
     if n * W.size < SMALL:
         return plain("product")(x, W)
     if n < FEW_ROWS:
-        total, *others = each(lambda part: x[:, part] @ W[part], spans(len(W)))
-        for other in others:
-            total += other
-        return total
+        return _sum(each(lambda part: x[:, part] @ W[part], spans(len(W))))
     y = np.empty((n, o), x.dtype)
     each(lambda part: np.matmul(x, W[:, part], out=y[:, part]), spans(o))
     return y
@@ -63,12 +60,16 @@ def sum_rows(gy: np.ndarray, out: Any = None) -> np.ndarray:
     if not gy.flags.c_contiguous:
         return plain("sum_rows")(gy, out)
     rows = gy.reshape(-1, gy.shape[-1])
-    total, *others = each(
-        lambda part: np.ones(len(rows[part]), gy.dtype) @ rows[part], spans(len(rows), 4096)
-    )
-    for other in others:
-        total += other
+    total = _sum(each(lambda part: np.ones(len(rows[part]), gy.dtype) @ rows[part], spans(len(rows), 4096)))
     if out is None:
         return total
     out[...] = total
     return out
+
+
+def _sum(parts: list[np.ndarray]) -> np.ndarray:
+    """In order, into the first."""
+    total, *others = parts
+    for other in others:
+        total += other
+    return total

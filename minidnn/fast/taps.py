@@ -10,23 +10,30 @@ Area = tuple[slice, slice]  # rows and columns
 Tap = tuple[tuple[int, int], Area, Area]  # which one, the pixels it reads, the pixels it adds to
 
 
-def _meets(size: int, out: int, before: int, k: int) -> list[tuple[int, slice, slice]]:
-    """Along one axis: (tap, pixels of the image under it, outputs they belong to), where there are any."""
+def meets(window: Windows, axis: int) -> list[tuple[int, slice, slice]]:
+    """Along one axis: (tap, pixels of the image under it, windows they belong to), where there are any."""
+    size, out, before, s = window.size[axis], window.out[axis], window.padding[axis][0], window.stride[axis]
     found = []
-    for i in range(k):
-        start, stop = max(0, before - i), min(out, size + before - i)
+    for i in range(window.kernel[axis]):
+        shift = i * window.dilation[axis] - before
+        start, stop = max(0, -(shift // s)), min(out, (size - 1 - shift) // s + 1)
+        first = start * s + shift
         if start < stop:
-            found.append((i, slice(start + i - before, stop + i - before), slice(start, stop)))
+            found.append((i, slice(first, first + (stop - start - 1) * s + 1, s), slice(start, stop)))
     return found
 
 
 @functools.lru_cache(maxsize=256)
+def all_taps(window: Windows) -> list[Tap]:
+    """The taps of a kernel, row by row, that meet the image anywhere."""
+    rows, cols = meets(window, 0), meets(window, 1)
+    return [((i, j), (of_r, of_c), (to_r, to_c)) for i, of_r, to_r in rows for j, of_c, to_c in cols]
+
+
+@functools.lru_cache(maxsize=256)
 def taps_into_output(window: Windows) -> list[Tap]:
-    """The taps of a kernel that moves by one pixel, from image to output; those that reach all of it first."""
-    axes = zip(window.size, window.out, window.padding, window.kernel, strict=True)
-    rows, cols = (_meets(size, out, before, k) for size, out, (before, _), k in axes)
-    taps = [((i, j), (of_r, of_c), (to_r, to_c)) for i, of_r, to_r in rows for j, of_c, to_c in cols]
-    return sorted(taps, key=lambda tap: -_pixels(tap[2]))
+    """The same taps; those that reach all of the output first."""
+    return sorted(all_taps(window), key=lambda tap: -_pixels(tap[2]))
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,50 +13,35 @@ from minidnn.backend.workers import each, spans
 PART = 1 << 18  # elements a thread works on at a time, so that 3 MB stay in the cache
 
 
-def momentum_update(
-    w: np.ndarray,
-    g: np.ndarray,
-    v: np.ndarray | None,
-    rate: float,
-    momentum: float,
-    nesterov: bool,
-    decay: float,
-) -> None:
+def momentum_update(w: np.ndarray, g: np.ndarray, v: np.ndarray | None, *rule: float | bool) -> None:
     """Update w and v in place."""
-    arrays = (w, g) if v is None else (w, g, v)
+    rate, momentum, nesterov, decay = rule
+    arrays = [a for a in (w, g, v) if a is not None]
     if not all(a.flags.c_contiguous for a in arrays):
-        plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
+        plain("momentum_update")(w, g, v, *rule)
         return
-    flat = [a.reshape(-1) for a in arrays]
 
     def part(elements: slice) -> None:
-        w, g, *velocity = (a[elements] for a in flat)
-        v = velocity[0] if velocity else None
-        if v is None or nesterov:
-            plain("momentum_update")(w, g, v, rate, momentum, nesterov, decay)
+        w, g, *velocity = (a.reshape(-1)[elements] for a in arrays)
+        if nesterov or not velocity:
+            plain("momentum_update")(w, g, velocity[0] if velocity else None, *rule)
             return
-        add_scaled(g, v, keep=momentum)
-        _step(w, v, rate, decay)
+        add_scaled(g, velocity[0], keep=momentum)
+        _step(w, velocity[0], rate, decay)
 
     each(part, spans(w.size, PART))
 
 
 def factored_update(
-    w: np.ndarray,
-    x: np.ndarray,
-    gy: np.ndarray,
-    v: np.ndarray | None,
-    rate: float,
-    momentum: float,
-    nesterov: bool,
-    decay: float,
+    w: np.ndarray, x: np.ndarray, gy: np.ndarray, v: np.ndarray | None, *rule: float | bool
 ) -> None:
     """Update w and v in place with the gradient x^T gy, some rows at a time."""
+    rate, momentum, nesterov, decay = rule
 
     def part(rows: slice) -> None:
         if v is None or nesterov:
             velocity = None if v is None else v[rows]
-            plain("momentum_update")(w[rows], x[:, rows].T @ gy, velocity, rate, momentum, nesterov, decay)
+            plain("momentum_update")(w[rows], x[:, rows].T @ gy, velocity, *rule)
         else:
             add_product(x[:, rows].T, gy, v[rows], keep=momentum)
             _step(w[rows], v[rows], rate, decay)

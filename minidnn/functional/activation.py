@@ -46,29 +46,22 @@ class Softmax(Function):
         self.axis = axis
 
     def forward(self, x: Any) -> Any:
-        y = shifted("softmax", x, self.axis)
+        self.y = y = shifted("softmax", x, self.axis)
         array_module(x).exp(y, out=y)
         y /= y.sum(axis=self.axis, keepdims=True)
-        self.y = y
         return y
 
     def backward(self, gy: Any) -> Any:
         return self.y * (gy - (gy * self.y).sum(axis=self.axis, keepdims=True))
 
 
-class LogSoftmax(Function):
+class LogSoftmax(Softmax):
     """y_c = x_c - ln sum_j e^(x_j) along `axis`"""
-
-    saves_inputs = False
-
-    def __init__(self, axis: int = -1) -> None:
-        self.axis = axis
 
     def forward(self, x: Any) -> Any:
         xp = array_module(x)
-        y = shifted("log_softmax", x, self.axis)
+        self.y = y = shifted("log_softmax", x, self.axis)
         y -= xp.log(xp.exp(y).sum(axis=self.axis, keepdims=True))
-        self.y = y
         return y
 
     def backward(self, gy: Any) -> Any:
@@ -134,13 +127,8 @@ def sigmoid_array(x: Any) -> Any:
     return xp.divide(1, y)
 
 
-sigmoid = elementwise(
-    "sigmoid",
-    "1 / (1 + e^-x)",
-    lambda xp, y: y * (1 - y),
-    by_result=True,
-    value=lambda xp, x: sigmoid_array(x),
-)
+_values = {"value": lambda xp, x: sigmoid_array(x), "by_result": True}
+sigmoid = elementwise("sigmoid", "1 / (1 + e^-x)", lambda xp, y: y * (1 - y), **_values)
 
 
 def _silu_slope(xp: Any, x: Any) -> Any:

@@ -26,10 +26,8 @@ class Split(Function):
     def backward(self, *gys: Any) -> Any:
         given = next(gy for gy in gys if gy is not None)
         xp = array_module(given)
-        parts = [
-            xp.zeros(shape, given.dtype) if gy is None else gy
-            for gy, shape in zip(gys, self.shapes, strict=True)
-        ]
+        pairs = zip(gys, self.shapes, strict=True)
+        parts = [xp.zeros(shape, given.dtype) if gy is None else gy for gy, shape in pairs]
         return xp.concatenate(parts, axis=self.axis)
 
 
@@ -42,9 +40,8 @@ class Pad(Function):
         self.width, self.value = width, value
 
     def forward(self, x: Any) -> Any:
-        self.inside = tuple(
-            slice(before, before + n) for (before, _), n in zip(self.width, x.shape, strict=True)
-        )
+        sides = zip(self.width, x.shape, strict=True)
+        self.inside = tuple(slice(before, before + n) for (before, _), n in sides)
         return array_module(x).pad(x, self.width, constant_values=self.value)
 
     def backward(self, gy: Any) -> Any:

@@ -12,8 +12,8 @@ from minidnn.backend import array_module
 from minidnn.backend.kernels import kernel
 from minidnn.functional.errors import count, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, crop, pad, window_view, windows
-from minidnn.functional.products import add_bias, sum_rows
-from minidnn.graph import Function, Tensor
+from minidnn.functional.products import Affine
+from minidnn.graph import Tensor
 
 
 def columns(x: Any, window: Windows, group: slice) -> Any:
@@ -23,10 +23,10 @@ def columns(x: Any, window: Windows, group: slice) -> Any:
     return view.reshape(n * oh * ow, kh * kw * c)
 
 
-def channel_groups(c: int, groups: int) -> list[slice]:
-    """`c` channels as `groups` equal slices."""
-    step = c // groups
-    return [slice(g * step, (g + 1) * step) for g in range(groups)]
+def channel_groups(c: int, o: int, groups: int) -> list[tuple[slice, slice]]:
+    """The channels of each group: of `c` at the input, and of `o` at the output."""
+    i, k = c // groups, o // groups
+    return [(slice(g * i, (g + 1) * i), slice(g * k, (g + 1) * k)) for g in range(groups)]
 
 
 @kernel("conv")
@@ -42,7 +42,7 @@ def convolve(x: Any, W: Any, window: Windows, groups: int = 1) -> Any:
     x = pad(x, window.padding)
     W = W.reshape(kh * kw * c, o)
     y = xp.empty((n * window.out[0] * window.out[1], o), x.dtype)
-    for of, to in zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(x.shape[-1], o, groups):
         xp.matmul(columns(x, window, of), W[:, to], out=y[:, to])
     return y.reshape(n, *window.out, o)
 
@@ -58,7 +58,7 @@ def convolve_weight_gradient(
     flat = gW.reshape(kh * kw * c, o)
     gy = gy.reshape(prod(gy.shape[:-1]), o)
     x = pad(x, window.padding)
-    for of, to in zip(channel_groups(x.shape[-1], groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(x.shape[-1], o, groups):
         xp.matmul(columns(x, window, of).T, gy[:, to], out=flat[:, to])
     return gW
 
@@ -87,7 +87,7 @@ def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -
         return convolve(gy, *turned(W, window, groups), groups)
     W = W.reshape(kh * kw * c, o)
     gx = xp.zeros((n, *window.padded, groups * c), gy.dtype)
-    for of, to in zip(channel_groups(groups * c, groups), channel_groups(o, groups), strict=True):
+    for of, to in channel_groups(groups * c, o, groups):
         gcols = (gy[..., to].reshape(n * oh * ow, o // groups) @ W[:, to].T).reshape(n, oh, ow, kh, kw, c)
         for i in range(kh):
             for j in range(kw):
@@ -95,55 +95,36 @@ def convolve_input_gradient(gy: Any, W: Any, window: Windows, groups: int = 1) -
     return crop(gx, window)
 
 
-class Conv2d(Function):
+class Conv2d(Affine):
     """y = x * W + b        x (n, h, w, c)   W (kh, kw, c / groups, o)   b (o,)   y (n, oh, ow, o)"""
 
-    def __init__(self, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> None:
-        self.options = stride, padding, dilation
-        self.groups = groups
+    operation = "conv2d"
 
-    def forward(self, x: Any, W: Any, b: Any = None) -> Any:
+    def __init__(self, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> None:
+        self.options, self.groups = (stride, padding, dilation), groups
+
+    def product(self, x: Any, W: Any) -> Any:
         if x.ndim != 4 or W.ndim != 4 or x.shape[-1] != W.shape[2] * self.groups or W.shape[3] % self.groups:
-            raise wrong_shape(
-                "conv2d",
-                f"x {x.shape}, W {W.shape}, groups {self.groups}",
-                "x (n, h, w, c), W (kh, kw, c / groups, o) with o divisible by groups",
-            )
-        if b is not None and b.shape != W.shape[3:]:
-            raise wrong_shape("conv2d", f"b {b.shape}", f"b {W.shape[3:]}")
-        self.x, self.W = x, W
+            expected = "x (n, h, w, c), W (kh, kw, c / groups, o) with o divisible by groups"
+            raise wrong_shape("conv2d", f"x {x.shape}, W {W.shape}, groups {self.groups}", expected)
         self.window = windows("conv2d", x.shape[1:3], W.shape[:2], *self.options)
-        y = convolve(x, W, self.window, self.groups)
-        return y if b is None else add_bias(y, b)
+        return convolve(x, W, self.window, self.groups)
 
     def backward_input(self, gy: Any) -> tuple:
         return (convolve_input_gradient(gy, self.W, self.window, self.groups) if self.needs[0] else None,)
 
-    def backward_weight(self, gy: Any) -> tuple:
-        gW = None
-        if self.needs[1]:
-            gW = convolve_weight_gradient(self.x, gy, self.W, self.window, self.groups, self.out_buffer(1))
-        if len(self.needs) == 2:
-            return (gW,)
-        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
+    def weight_gradient(self, gy: Any) -> Any:
+        return convolve_weight_gradient(self.x, gy, self.W, self.window, self.groups, self.out_buffer(1))
 
 
 def conv2d(
-    x: Any,
-    W: Any,
-    b: Any = None,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
+    x: Any, W: Any, b: Any = None, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, groups: int = 1
 ) -> Tensor:
     """Convolution (cross-correlation, as in all frameworks) of images with filters.
 
     Parameters
     ----------
-    x : Tensor (n, h, w, c)
-    W : Tensor (kh, kw, c / groups, o)
-    b : Tensor (o,), optional
+    x, W, b : Tensors (n, h, w, c), (kh, kw, c / groups, o), and (o,) or None
     stride, dilation : int or pair
         Pixels between windows, and between the taps of a window, along height and width.
     padding : int, pair, ((top, bottom), (left, right)), "valid" or "same"
@@ -161,5 +142,4 @@ def conv2d(
     ValueError
         Shapes that do not fit, or an image smaller than the window.
     """
-    node = Conv2d(stride, padding, dilation, count(groups, "groups", "conv2d"))
-    return node(x, W) if b is None else node(x, W, b)
+    return Conv2d(stride, padding, dilation, count(groups, "groups", "conv2d")).of(x, W, b)

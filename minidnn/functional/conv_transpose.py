@@ -5,8 +5,8 @@ from typing import Any
 from minidnn.functional.conv import convolve, convolve_input_gradient, convolve_weight_gradient
 from minidnn.functional.errors import count, place, wrong_shape
 from minidnn.functional.geometry import Padding, Pair, Windows, pair, windows
-from minidnn.functional.products import add_bias, sum_rows
-from minidnn.graph import Function, Tensor
+from minidnn.functional.products import Affine
+from minidnn.graph import Tensor
 
 
 def exchanged(W: Any, groups: int) -> Any:
@@ -21,10 +21,8 @@ def transposed_windows(
 ) -> Windows:
     """The windows of the convolution that takes the result back to `image`: their `size` is the result's."""
     operation = "conv_transpose2d"
-    kernel, stride, dilation = (
-        pair(value, name, operation)
-        for value, name in ((kernel, "kernel"), (stride, "stride"), (dilation, "dilation"))
-    )
+    given = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    kernel, stride, dilation = (pair(value, name, operation) for name, value in given.items())
     more = pair(output_padding, "output_padding", operation, least=0)
     extent = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     large = tuple(n * s + e for n, s, e in zip(image, stride, extent, strict=True))
@@ -37,38 +35,32 @@ def transposed_windows(
         raise ValueError(f"{place(operation)}: padding={padding!r} leaves no pixel of the result")
     window = windows(operation, size, kernel, stride, padding, dilation)
     if window.out != tuple(image):
-        raise ValueError(
-            f"{place(operation)}: output_padding={output_padding!r}, expected less than the stride {stride}"
-            f", and 0 with padding='same'"
-        )
+        expected = f"less than the stride {stride}, and 0 with padding='same'"
+        raise ValueError(f"{place(operation)}: output_padding={output_padding!r}, expected {expected}")
     return window
 
 
-class ConvTranspose2d(Function):
+class ConvTranspose2d(Affine):
     """y with <y, z> = <x, z * W> for all z        x (n, h, w, i)   W (kh, kw, i / groups, o)   y (n, oh, ow, o)
 
     Every value of x, times the filters, is added to the window of y that a convolution would read for it.
     """
 
+    operation = "conv_transpose2d"
+
     def __init__(self, window: Windows, groups: int) -> None:
         self.window, self.groups = window, groups
 
-    def forward(self, x: Any, W: Any, b: Any = None) -> Any:
-        self.x, self.W = x, exchanged(W, self.groups)
-        y = convolve_input_gradient(x, self.W, self.window, self.groups)
-        return y if b is None else add_bias(y, b)
+    def product(self, x: Any, W: Any) -> Any:
+        self.W = exchanged(W, self.groups)
+        return convolve_input_gradient(x, self.W, self.window, self.groups)
 
     def backward_input(self, gy: Any) -> tuple:
         return (convolve(gy, self.W, self.window, self.groups) if self.needs[0] else None,)
 
-    def backward_weight(self, gy: Any) -> tuple:
-        gW = None
-        if self.needs[1]:
-            gW = convolve_weight_gradient(gy, self.x, self.W, self.window, self.groups)
-            gW = exchanged(gW, self.groups)
-        if len(self.needs) == 2:
-            return (gW,)
-        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
+    def weight_gradient(self, gy: Any) -> Any:
+        gW = convolve_weight_gradient(gy, self.x, self.W, self.window, self.groups)
+        return exchanged(gW, self.groups)
 
 
 def conv_transpose2d(
@@ -104,9 +96,6 @@ def conv_transpose2d(
     if len(x.shape) != 4 or len(W.shape) != 4 or i != W.shape[2] * groups or W.shape[3] % groups:
         expected = "x (n, h, w, i), W (kh, kw, i / groups, o) with o divisible by groups"
         raise wrong_shape(operation, f"x {x.shape}, W {W.shape}, groups {groups}", expected)
-    if b is not None and b.shape != W.shape[3:]:
-        raise wrong_shape(operation, f"b {b.shape}", f"b {W.shape[3:]}")
     image, kernel = tuple(x.shape[1:3]), tuple(W.shape[:2])
     window = transposed_windows(image, kernel, stride, padding, output_padding, dilation)
-    node = ConvTranspose2d(window, groups)
-    return node(x, W) if b is None else node(x, W, b)
+    return ConvTranspose2d(window, groups).of(x, W, b)

@@ -75,10 +75,8 @@ def softmax_cross_entropy(
 
     Raises
     ------
-    ValueError
-        Wrong shapes, an option out of range, or a label outside 0 ... c - 1.
-    TypeError
-        Labels that are no integers; probabilities of another dtype than the logits.
+    ValueError, TypeError
+        Wrong shapes or dtypes, an option out of range, or a label outside 0 ... c - 1.
     """
     operation = "softmax_cross_entropy"
     logits = rows_of(operation, logits)

@@ -47,10 +47,7 @@ def einsum(subscripts: str, *xs: Any) -> Tensor:
     As `numpy.einsum`: without an arrow the result has the letters that are there once, in alphabetical order;
     "..." stands for further axes, which broadcast; a letter twice in a term takes the diagonal.
 
-    Raises
-    ------
-    ValueError
-        Subscripts that do not fit the tensors.
+    ValueError: subscripts that do not fit the tensors.
     """
     xs = [as_tensor(x) for x in xs]
     given, arrow, out = subscripts.replace(" ", "").partition("->")
@@ -65,8 +62,6 @@ def einsum(subscripts: str, *xs: Any) -> Tensor:
     most = max(extra)
     terms = [t.replace("...", spare[most - n : most]) for t, n in zip(terms, extra, strict=True)]
     if not arrow:
-        letters = "".join(terms)
-        out = "..." * ("..." in given) + "".join(
-            sorted(c for c in set(given) - set(",.") if letters.count(c) == 1)
-        )
+        once = sorted(c for c in set(given) - set(",.") if "".join(terms).count(c) == 1)
+        out = "..." * ("..." in given) + "".join(once)
     return Einsum(terms, out.replace("...", spare[:most]))(*xs)

@@ -10,7 +10,7 @@ import numpy as np
 
 from minidnn.backend import array_module, masked
 from minidnn.backend.kernels import kernel
-from minidnn.functional.math import _operand, unbroadcast
+from minidnn.functional.math import _operand, binary, unbroadcast
 from minidnn.graph import Function, Tensor, as_tensor
 
 
@@ -186,11 +186,5 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     return Where(array_module(x.data).array(condition, dtype=bool))(x, y)
 
 
-def maximum(x: Any, y: Any) -> Tensor:
-    """The larger of x and y, element by element; equals share the gradient equally."""
-    return Maximum()(_operand(x, y), _operand(y, x))
-
-
-def minimum(x: Any, y: Any) -> Tensor:
-    """The smaller of x and y, element by element; equals share the gradient equally."""
-    return Minimum()(_operand(x, y), _operand(y, x))
+maximum = binary("maximum", Maximum)
+minimum = binary("minimum", Minimum)

@@ -12,10 +12,7 @@ from minidnn.graph import Tensor, as_tensor
 def embedding(x: Any, W: Any) -> Tensor:
     """y[...] = W[x[...]], a row for each number        x (...) integers   W (count, features)   y (..., features)
 
-    Raises
-    ------
-    TypeError, ValueError
-        No integers; a number outside 0 ... count - 1, looked for where `x` is in host memory.
+    TypeError, ValueError: no integers; a number outside 0 ... count - 1, looked for where `x` is in host memory.
     """
     x, W = as_tensor(x), as_tensor(W)
     if x.dtype.kind not in "iu":

@@ -65,10 +65,7 @@ def windows(
     ``"same"`` is that of Keras: out = ceil(size / stride), the odd pixel of padding at the bottom and right.
     With `ceil_mode` a last, partial window is kept if it starts inside the image or its top or left padding.
 
-    Raises
-    ------
-    ValueError
-        An option out of range, or no window fits in the image.
+    ValueError: an option out of range, or no window fits in the image.
     """
     options = (size, kernel, stride, padding, dilation)
     return _windows(operation, *map(_as_tuples, options), ceil_mode)
@@ -82,9 +79,8 @@ def _as_tuples(value: Any) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _windows(operation, size, kernel, stride, padding, dilation, ceil_mode) -> Windows:
     """`windows` of options that can be looked up."""
-    kernel = pair(kernel, "kernel", operation)
-    stride = pair(stride, "stride", operation)
-    dilation = pair(dilation, "dilation", operation)
+    given = {"kernel": kernel, "stride": stride, "dilation": dilation}
+    kernel, stride, dilation = (pair(value, name, operation) for name, value in given.items())
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f"{place(operation)}: padding={padding!r}, expected 'same', 'valid' or numbers")
@@ -92,9 +88,8 @@ def _windows(operation, size, kernel, stride, padding, dilation, ceil_mode) -> W
     elif isinstance(padding, tuple) and all(isinstance(p, tuple) for p in padding):
         sides = tuple(pair(p, "padding", operation, least=0) for p in padding)
         if len(sides) != 2:
-            raise ValueError(
-                f"{place(operation)}: padding={padding!r}, expected ((top, bottom), (left, right))"
-            )
+            expected = "((top, bottom), (left, right))"
+            raise ValueError(f"{place(operation)}: padding={padding!r}, expected {expected}")
     else:
         sides = tuple((p, p) for p in pair(padding, "padding", operation, least=0))
     out, around = [], []

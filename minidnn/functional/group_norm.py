@@ -13,9 +13,7 @@ from minidnn.graph import Function, Tensor, as_tensor
 
 def means(a: Any) -> Any:
     """Of each sample and group of `a` (n, pixels, groups, channels): (n, 1, groups, 1); summed in float64."""
-    first, second = (
-        (1, 3) if a.shape[1] > a.shape[3] else (3, 1)
-    )  # over the longer axis first: that is faster
+    first, second = (1, 3) if a.shape[1] > a.shape[3] else (3, 1)  # the longer axis first: that is faster
     m = a.mean(axis=first, keepdims=True, dtype=np.float64).mean(axis=second, keepdims=True)
     return m.astype(a.dtype)
 
@@ -33,11 +31,8 @@ class GroupNorm(Function):
     def forward(self, x: Any, gamma: Any, beta: Any) -> Any:
         n, *rest, c = x.shape
         if gamma.shape != (c,) or beta.shape != (c,) or c % self.groups:
-            raise wrong_shape(
-                "group_norm",
-                f"x {x.shape}, gamma {gamma.shape}, beta {beta.shape}, groups {self.groups}",
-                "x (n, ..., c), gamma, beta (c,), groups that divide c",
-            )
+            got = f"x {x.shape}, gamma {gamma.shape}, beta {beta.shape}, groups {self.groups}"
+            raise wrong_shape("group_norm", got, "x (n, ..., c), gamma, beta (c,), groups that divide c")
         self.parts = n, prod(rest), self.groups, c // self.groups
         xhat = x.reshape(self.parts)
         xhat = xhat - means(xhat)

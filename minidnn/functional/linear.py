@@ -7,13 +7,7 @@ from minidnn.functional.arrange import expand_dims, squeeze
 from minidnn.functional.errors import wrong_shape
 from minidnn.functional.factors import Factors, may_stay_factored
 from minidnn.functional.math import unbroadcast
-from minidnn.functional.products import (
-    add_bias,
-    product,
-    product_input_gradient,
-    product_weight_gradient,
-    sum_rows,
-)
+from minidnn.functional.products import Affine, product, product_input_gradient, product_weight_gradient
 from minidnn.functional.shape import reshape
 from minidnn.graph import Function, Tensor, as_tensor
 
@@ -33,31 +27,23 @@ class MatMul(Function):
         return gx, unbroadcast(x.swapaxes(-1, -2) @ gz, y.shape) if self.needs[1] else None
 
 
-class Linear(Function):
+class Linear(Affine):
     """y = x W + b        x (n, i)   W (i, o)   b (o,)   y (n, o)"""
 
-    def forward(self, x: Any, W: Any, b: Any = None) -> Any:
+    operation = "linear"
+
+    def product(self, x: Any, W: Any) -> Any:
         if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
             raise wrong_shape("linear", f"x {x.shape}, W {W.shape}", "x (..., i), W (i, o)")
-        self.x, self.W = x, W
-        if b is not None and b.shape != W.shape[1:]:
-            raise wrong_shape("linear", f"b {b.shape}", f"b {W.shape[1:]}")
-        y = product(x, W)
-        return y if b is None else add_bias(y, b)
+        return product(x, W)
 
     def backward_input(self, gy: Any) -> tuple:
         return (product_input_gradient(gy, self.W) if self.needs[0] else None,)
 
-    def backward_weight(self, gy: Any) -> tuple:
-        gW = None
-        if self.needs[1]:
-            if may_stay_factored(self.leaf(1), self.x, gy):  # x may be changed before the gradient is used
-                gW = Factors(self.x.copy(), gy)
-            else:
-                gW = product_weight_gradient(self.x, gy, self.out_buffer(1))
-        if len(self.needs) == 2:
-            return (gW,)
-        return gW, sum_rows(gy, self.out_buffer(2)) if self.needs[2] else None
+    def weight_gradient(self, gy: Any) -> Any:
+        if may_stay_factored(self.leaf(1), self.x, gy):
+            return Factors(self.x.copy(), gy)  # x may be changed before the gradient is used
+        return product_weight_gradient(self.x, gy, self.out_buffer(1))
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -89,4 +75,4 @@ def linear(x: Any, W: Any, b: Any = None) -> Tensor:
     if x.data.ndim != 2 and W.data.ndim == 2 and x.shape[-1:] == W.shape[:1]:
         y = linear(reshape(x, (prod(x.shape[:-1]), W.shape[0])), W, b)
         return reshape(y, (*x.shape[:-1], W.shape[1]))
-    return Linear()(x, W) if b is None else Linear()(x, W, b)
+    return Linear().of(x, W, b)

@@ -103,11 +103,7 @@ class Huber(Loss):
 
 
 def binary_cross_entropy(
-    p: Any,
-    target: Any,
-    total: float | None = None,
-    from_logits: bool = False,
-    reduction: Reduction = "mean",
+    p: Any, target: Any, total: float | None = None, from_logits: bool = False, reduction: Reduction = "mean"
 ) -> Tensor:
     """Binary cross-entropy, eq. 2.5-2.6 of the thesis; values of a row are added up (its eq. 2.7).
 
@@ -130,17 +126,9 @@ def binary_cross_entropy(
 def mean_squared_error(
     y: Any, target: Any, total: float | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mean squared error, eq. 2.1 of the thesis; the mean is over all values, of all rows.
+    """Mean squared error of y (n, ...), eq. 2.1 of the thesis; the mean is over all values, of all rows.
 
-    Parameters
-    ----------
-    y : Tensor (n, ...)
-    target : array of the same shape and dtype
-        No gradient goes to it.
-    total : float, optional
-        Rows of the global batch; n if None.
-    reduction : "mean", "sum" or "none"
-        The mean, the sum, or each value's own square.
+    Other parameters as for `binary_cross_entropy`.
     """
     return _of_difference("mean_squared_error", MeanSquaredError, y, target, total, reduction)
 
@@ -164,9 +152,7 @@ def huber(
     return _of_difference("huber", partial(Huber, delta=float(delta)), y, target, total, reduction)
 
 
-def _of_difference(
-    operation: str, kind: Any, y: Any, target: Any, total: Any, reduction: Reduction
-) -> Tensor:
+def _of_difference(operation: str, kind: Any, y: Any, target: Any, total: Any, reduction: Reduction) -> Any:
     """A loss of y - target, whose mean is over all values."""
     y = rows_of(operation, y)
     features = y.size // max(len(y), 1) or 1
@@ -176,10 +162,8 @@ def _of_difference(
 def divisor(reduction: Reduction, total: float | None, rows: float, features: int = 1) -> float | None:
     """What the sum of a loss is divided by, as a Python float, which never widens the dtype; None: no sum."""
     if reduction != "mean" and (total is not None or reduction not in ("sum", "none")):
-        raise ValueError(
-            f"{place('loss')}: reduction={reduction!r} with total={total}, expected 'mean', or without a total "
-            "'sum' or 'none'"
-        )
+        expected = "'mean', or without a total 'sum' or 'none'"
+        raise ValueError(f"{place('loss')}: reduction={reduction!r} with total={total}, expected {expected}")
     total = float(rows if total is None else total)
     if reduction == "mean" and not total > 0:
         raise ValueError(f"{place('loss')}: total={total}, expected a positive number of rows")
@@ -205,9 +189,8 @@ def target_for(operation: str, target: Any, y: Any, name: str = "target") -> Any
     if target.shape != y.shape:
         raise wrong_shape(operation, f"{name} {target.shape}", f"{name} {y.shape}")
     if target.dtype != y.dtype:
-        raise TypeError(
-            f"{place(operation)}: {name} of dtype {target.dtype} for {y.dtype}; use {name}.astype(np.{y.dtype})"
-        )
+        hint = f"use {name}.astype(np.{y.dtype})"
+        raise TypeError(f"{place(operation)}: {name} of dtype {target.dtype} for {y.dtype}; {hint}")
     return beside(target, y)
 
 

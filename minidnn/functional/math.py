@@ -3,6 +3,7 @@
 A Python number as an operand takes the dtype of the other: it never widens a float32 result.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,8 @@ def unbroadcast(gy: Any, shape: tuple[int, ...]) -> Any:
     if gy.shape == shape:
         return gy
     lead = gy.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(
-        lead + i for i, n in enumerate(shape) if n == 1 and gy.shape[lead + i] != 1
-    )
-    return gy.sum(axis=axes, keepdims=True).reshape(shape)
+    axes = [lead + i for i, n in enumerate(shape) if n == 1 and gy.shape[lead + i] != 1]
+    return gy.sum(axis=(*range(lead), *axes), keepdims=True).reshape(shape)
 
 
 class Add(Function):
@@ -37,18 +36,16 @@ class Add(Function):
         )
 
 
-class Sub(Function):
+class Sub(Add):
     """z = x - y"""
-
-    saves_inputs = False
 
     def forward(self, x: Any, y: Any) -> Any:
         self.shapes = x.shape, y.shape
         return x - y
 
     def backward(self, gz: Any) -> tuple:
-        gx = unbroadcast(gz, self.shapes[0]) if self.needs[0] else None
-        return gx, -unbroadcast(gz, self.shapes[1]) if self.needs[1] else None
+        gx, gy = super().backward(gz)
+        return gx, None if gy is None else -gy
 
 
 class Mul(Function):
@@ -132,24 +129,21 @@ def _operand(x: Any, other: Any) -> Tensor:
     return Tensor(x)
 
 
-def add(x: Any, y: Any) -> Tensor:
-    """x + y"""
-    return Add()(_operand(x, y), _operand(y, x))
+def binary(name: str, kind: type[Function]) -> Callable[[Any, Any], Tensor]:
+    """The function of two tensors, or of a tensor and a number, whose node is a `kind`."""
+
+    def function(x: Any, y: Any) -> Tensor:
+        return kind()(_operand(x, y), _operand(y, x))
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = kind.__doc__
+    return function
 
 
-def sub(x: Any, y: Any) -> Tensor:
-    """x - y"""
-    return Sub()(_operand(x, y), _operand(y, x))
-
-
-def mul(x: Any, y: Any) -> Tensor:
-    """x y, element by element"""
-    return Mul()(_operand(x, y), _operand(y, x))
-
-
-def div(x: Any, y: Any) -> Tensor:
-    """x / y, element by element"""
-    return Div()(_operand(x, y), _operand(y, x))
+add = binary("add", Add)
+sub = binary("sub", Sub)
+mul = binary("mul", Mul)
+div = binary("div", Div)
 
 
 def neg(x: Any) -> Tensor:

@@ -48,26 +48,25 @@ def _iterate(x: Tensor) -> Iterator[Tensor]:
     return (x[i] for i in range(len(x)))
 
 
+ARITHMETIC = {
+    "add": ("+", math.add),
+    "sub": ("-", math.sub),
+    "mul": ("*", math.mul),
+    "truediv": ("/", math.div),
+    "pow": ("**", math.power),
+    "matmul": ("@", matmul),
+}
+SAME_NAME = {
+    elementwise: "abs exp log sqrt tanh clip astype",
+    shape: "sum mean max min reshape transpose flatten",
+    statistics: "var std",
+    arrange: "squeeze",
+    activation: "relu sigmoid softmax log_softmax",
+}
 METHODS: dict[str, Any] = {
-    "__add__": math.add,
-    "__radd__": lambda x, y: math.add(y, x),
-    "__sub__": math.sub,
-    "__rsub__": lambda x, y: math.sub(y, x),
-    "__mul__": math.mul,
-    "__rmul__": lambda x, y: math.mul(y, x),
-    "__truediv__": math.div,
-    "__rtruediv__": lambda x, y: math.div(y, x),
-    "__pow__": math.power,
-    "__rpow__": lambda x, y: math.power(y, x),
-    "__matmul__": matmul,
-    "__rmatmul__": lambda x, y: matmul(y, x),
     "__neg__": math.neg,
     "__abs__": elementwise.abs,
     "__getitem__": shape.getitem,
-    "__lt__": _comparison(operator.lt),
-    "__le__": _comparison(operator.le),
-    "__gt__": _comparison(operator.gt),
-    "__ge__": _comparison(operator.ge),
     "__bool__": lambda x: bool(x.data),
     "__float__": lambda x: float(x.item()),
     "__int__": lambda x: int(x.item()),
@@ -75,33 +74,15 @@ METHODS: dict[str, Any] = {
     "__array__": _array,
     "__iter__": _iterate,
     "T": property(shape.transpose),
-    "abs": elementwise.abs,
-    "exp": elementwise.exp,
-    "log": elementwise.log,
-    "sqrt": elementwise.sqrt,
-    "sum": shape.sum,
-    "mean": shape.mean,
-    "max": shape.max,
-    "min": shape.min,
-    "var": statistics.var,
-    "std": statistics.std,
     "argmax": lambda x, axis=None: x.data.argmax(axis),
     "argmin": lambda x, axis=None: x.data.argmin(axis),
-    "clip": elementwise.clip,
-    "astype": elementwise.astype,
-    "squeeze": arrange.squeeze,
-    "reshape": shape.reshape,
-    "transpose": shape.transpose,
-    "flatten": shape.flatten,
-    "relu": activation.relu,
-    "sigmoid": activation.sigmoid,
-    "tanh": elementwise.tanh,
-    "softmax": activation.softmax,
-    "log_softmax": activation.log_softmax,
 }
-
-IN_PLACE = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "matmul": "@"}
-METHODS |= {f"__i{_name}__": _refused(_symbol) for _name, _symbol in IN_PLACE.items()}
+METHODS |= {name: getattr(module, name) for module, names in SAME_NAME.items() for name in names.split()}
+METHODS |= {f"__{name}__": _comparison(getattr(operator, name)) for name in ("lt", "le", "gt", "ge")}
+for _name, (_symbol, _function) in ARITHMETIC.items():
+    METHODS[f"__{_name}__"] = _function
+    METHODS[f"__r{_name}__"] = lambda x, y, function=_function: function(y, x)
+    METHODS[f"__i{_name}__"] = _refused(_symbol)
 
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)

@@ -70,9 +70,8 @@ class LocalResponseNorm(Function):
 
     def forward(self, x: Any) -> Any:
         if x.shape[-1] % self.groups:
-            raise wrong_shape(
-                "local_response_norm", f"x {x.shape}", f"channels divisible by groups={self.groups}"
-            )
+            expected = f"channels divisible by groups={self.groups}"
+            raise wrong_shape("local_response_norm", f"x {x.shape}", expected)
         self.x = floating("local_response_norm", x)
         y, self.s = lrn(x, self.size, self.alpha, self.beta, self.k, self.groups)
         return y
@@ -94,9 +93,8 @@ class BatchNorm(Function):
     def forward(self, x: Any, gamma: Any, beta: Any) -> Any:
         c = x.shape[-1]
         if gamma.shape != (c,) or beta.shape != (c,):
-            raise wrong_shape(
-                "batch_norm", f"x {x.shape}, gamma {gamma.shape}, beta {beta.shape}", f"gamma, beta ({c},)"
-            )
+            got = f"x {x.shape}, gamma {gamma.shape}, beta {beta.shape}"
+            raise wrong_shape("batch_norm", got, f"gamma, beta ({c},)")
         xp = array_module(floating("batch_norm", x))
         axes = tuple(range(x.ndim - 1))
         self.count = prod(x.shape[:-1])
@@ -149,9 +147,8 @@ class BatchNormInference(Function):
 
     def forward(self, x: Any, gamma: Any, beta: Any) -> Any:
         if not gamma.shape == beta.shape == self.mean.shape == self.var.shape == x.shape[-1:]:
-            raise wrong_shape(
-                "batch_norm", f"x {x.shape}, gamma {gamma.shape}", f"all statistics {x.shape[-1:]}"
-            )
+            got = f"x {x.shape}, gamma {gamma.shape}"
+            raise wrong_shape("batch_norm", got, f"all statistics {x.shape[-1:]}")
         self.scale = (1 / array_module(x).sqrt(self.var + self.eps)).astype(floating("batch_norm", x).dtype)
         self.xhat = (x - self.mean.astype(x.dtype)) * self.scale
         self.gamma = gamma
@@ -164,12 +161,7 @@ class BatchNormInference(Function):
 
 
 def local_response_norm(
-    x: Any,
-    size: int = 5,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 2.0,
-    groups: int = 1,
+    x: Any, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
 ) -> Tensor:
     """Local response normalisation with the constants of Krizhevsky et al. 2012, section 3.3.
 

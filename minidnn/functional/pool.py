@@ -4,6 +4,7 @@ The kernels are plain functions on raw arrays: `max_pool`, `max_pool_gradient`, 
 `avg_pool_gradient`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,7 @@ def first_taps(window: Windows, xp: Any) -> Any:
 @kernel("pool", small=1 << 15)
 def max_pool_gradient(gy: Any, tap: Any, window: Windows) -> Any:
     """gx (n, h, w, c): each gy goes to the pixel that won; where windows overlap they add up."""
-    xp = array_module(gy)
-    n, _, _, c = gy.shape
-    kh, kw = window.kernel
-    gx = xp.zeros((n, *window.padded, c), gy.dtype)
-    for k in range(kh * kw):
-        gx[(slice(None), *window.tap(*divmod(k, kw)))] += masked(gy, tap == k)
-    return crop(gx, window)
+    return _scattered(lambda k: masked(gy, tap == k), gy, window)
 
 
 def window_counts(window: Windows, counted: Sides, xp: Any, dtype: Any) -> Any:
@@ -92,13 +87,15 @@ def avg_pool(x: Any, window: Windows, counted: Sides) -> Any:
 
 def avg_pool_gradient(gy: Any, window: Windows, counted: Sides) -> Any:
     """gx (n, h, w, c): every pixel of a window gets an equal share of its gy."""
-    xp = array_module(gy)
-    n, _, _, c = gy.shape
-    kh, kw = window.kernel
-    share = gy / window_counts(window, counted, xp, gy.dtype)
-    gx = xp.zeros((n, *window.padded, c), gy.dtype)
-    for k in range(kh * kw):
-        gx[(slice(None), *window.tap(*divmod(k, kw)))] += share
+    share = gy / window_counts(window, counted, array_module(gy), gy.dtype)
+    return _scattered(lambda k: share, gy, window)
+
+
+def _scattered(share: Callable[[int], Any], gy: Any, window: Windows) -> Any:
+    """The sum, at each pixel, of the shares of all windows that it is in: share(k) (n, oh, ow, c) goes to tap k."""
+    gx = array_module(gy).zeros((len(gy), *window.padded, gy.shape[-1]), gy.dtype)
+    for k in range(window.kernel[0] * window.kernel[1]):
+        gx[(slice(None), *window.tap(*divmod(k, window.kernel[1])))] += share(k)
     return crop(gx, window)
 
 
@@ -138,19 +135,15 @@ def pool_windows(
 ) -> Windows:
     """The windows of a pooling: `stride` None is `size`; each must cover a pixel of the image.
 
-    Raises
-    ------
-    ValueError
-        Options out of range, padding as wide as the window, or an image smaller than the window.
+    ValueError: options out of range, padding as wide as the window, or an image smaller than the window.
     """
     window = windows(operation, image, size, size if stride is None else stride, padding, 1, ceil_mode)
     for k, (before, _), n, s, out in zip(
         window.kernel, window.padding, image, window.stride, window.out, strict=True
     ):
         if before >= k or (out - 1) * s - before >= n:
-            raise ValueError(
-                f"{place(operation)}: padding {padding!r} leaves a window of {size} without a pixel"
-            )
+            problem = f"padding {padding!r} leaves a window of {size} without a pixel"
+            raise ValueError(f"{place(operation)}: {problem}")
     return window
 
 
@@ -189,8 +182,7 @@ def avg_pool2d(
     With `count_include_pad` the pixels of the padding are part of the mean, as zeros; what `ceil_mode` adds
     beyond it is not.
     """
-    window = _windows_for("avg_pool2d", x, size, stride, padding, ceil_mode)
-    counted = ((0, 0), (0, 0))
+    window, counted = _windows_for("avg_pool2d", x, size, stride, padding, ceil_mode), ((0, 0), (0, 0))
     if count_include_pad:
         counted = _windows_for("avg_pool2d", x, size, stride, padding, False).padding
     return AvgPool2d(window, counted)(x)

@@ -1,5 +1,6 @@
 """Reductions, and operations that only move values: reshape, transpose, slices, concatenation."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from types import EllipsisType
@@ -21,58 +22,55 @@ def _kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
-class Sum(Function):
-    """y = sum of x over `axis`"""
+class Reduction(Function):
+    """y = `reduce` of x over `axis`"""
 
-    saves_inputs = False
+    reduce: str
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
-        return x.sum(axis=self.axis, keepdims=self.keepdims)
+        return getattr(x, self.reduce)(axis=self.axis, keepdims=self.keepdims)
 
-    def backward(self, gy: Any) -> Any:
+    def spread(self, gy: Any) -> Any:
+        """`gy` at every value that it is the gradient for."""
         return array_module(gy).broadcast_to(gy.reshape(_kept(self.shape, self.axis)), self.shape)
 
 
-class Mean(Function):
-    """y = mean of x over `axis`"""
+class Sum(Reduction):
+    """y = sum of x over `axis`"""
 
-    saves_inputs = False
-
-    def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = axis, keepdims
-
-    def forward(self, x: Any) -> Any:
-        self.shape = x.shape
-        return x.mean(axis=self.axis, keepdims=self.keepdims)
+    reduce, saves_inputs = "sum", False
 
     def backward(self, gy: Any) -> Any:
-        kept = _kept(self.shape, self.axis)
-        count = math.prod(self.shape) // (gy.size or 1)
-        return array_module(gy).broadcast_to(gy.reshape(kept) / count, self.shape)
+        return self.spread(gy)
 
 
-class Max(Function):
+class Mean(Reduction):
+    """y = mean of x over `axis`"""
+
+    reduce, saves_inputs = "mean", False
+
+    def backward(self, gy: Any) -> Any:
+        return self.spread(gy / (math.prod(self.shape) // (gy.size or 1)))
+
+
+class Max(Reduction):
     """y = max of x over `axis`; equal maxima share the gradient equally"""
 
     reduce = "max"
 
-    def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = axis, keepdims
-
     def forward(self, x: Any) -> Any:
-        y = getattr(x, self.reduce)(axis=self.axis, keepdims=self.keepdims)
-        self.x, self.y = x, y
-        return y
+        self.x, self.y = x, super().forward(x)
+        return self.y
 
     def backward(self, gy: Any) -> Any:
-        kept = _kept(self.x.shape, self.axis)
+        kept = _kept(self.shape, self.axis)
         largest = self.x == self.y.reshape(kept)
         share = gy.reshape(kept) / largest.sum(axis=self.axis, keepdims=True, dtype=gy.dtype)
-        return masked(array_module(gy).broadcast_to(share, largest.shape), largest)
+        return masked(self.spread(share), largest)
 
 
 class Min(Max):
@@ -109,12 +107,8 @@ class Transpose(Function):
         return x.transpose(self.axes)
 
     def backward(self, gy: Any) -> Any:
-        if self.axes is None:
-            return gy.transpose()
-        inverse = [0] * gy.ndim
-        for i, a in enumerate(self.axes):
-            inverse[a % gy.ndim] = i
-        return gy.transpose(inverse)
+        axes = self.axes and sorted(range(gy.ndim), key=lambda i: self.axes[i] % gy.ndim)  # the inverse
+        return gy.transpose(axes)
 
 
 class GetItem(Function):
@@ -161,11 +155,8 @@ class Concatenate(Function):
 
     def backward(self, gy: Any) -> tuple:
         before = (slice(None),) * (self.axis % gy.ndim)
-        parts, start = [], 0
-        for length in self.lengths:
-            parts.append(gy[(*before, slice(start, start + length))])
-            start += length
-        return tuple(parts)
+        edges = list(itertools.accumulate(self.lengths, initial=0))
+        return tuple(gy[(*before, slice(a, b))] for a, b in itertools.pairwise(edges))
 
 
 def _spread(values: tuple) -> tuple:
@@ -212,10 +203,7 @@ def flatten(x: Any) -> Tensor:
 def getitem(x: Any, key: Any) -> Tensor:
     """``x[key]`` as in NumPy: integers, slices, ``...``, None, arrays or lists of integers or booleans, tensors.
 
-    Raises
-    ------
-    TypeError
-        Anything else, such as floats.
+    TypeError: anything else, such as floats.
     """
     x = as_tensor(x)
     return GetItem(tuple(_index(k, x) for k in (key if isinstance(key, tuple) else (key,))))(x)

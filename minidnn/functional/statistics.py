@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 from minidnn.backend import array_module
-from minidnn.functional.shape import Axis, _kept
-from minidnn.graph import Function, Tensor
+from minidnn.functional.shape import Axis, Reduction, _kept
+from minidnn.graph import Tensor
 
 
-class Var(Function):
+class Var(Reduction):
     """y = sum of (x - mean)^2 / (n - ddof) over the n values along `axis`"""
 
     def __init__(self, axis: Axis, keepdims: bool, ddof: int) -> None:
-        self.axis, self.keepdims, self.ddof = axis, keepdims, ddof
+        super().__init__(axis, keepdims)
+        self.ddof = ddof
 
     def forward(self, x: Any) -> Any:
         self.x = x
@@ -37,11 +38,8 @@ class Std(Var):
         return super().backward(where(y == 0, one * 0, gy / where(y == 0, one, 2 * y)))
 
 
-class LogSumExp(Function):
+class LogSumExp(Reduction):
     """y = ln sum of e^x over `axis`"""
-
-    def __init__(self, axis: Axis, keepdims: bool) -> None:
-        self.axis, self.keepdims = axis, keepdims
 
     def _exp(self, x: Any, y: Any) -> Any:
         """e^(x - y), and e^x where y is infinite."""

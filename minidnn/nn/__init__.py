@@ -1,7 +1,7 @@
 """Layers, containers, initialisers and models."""
 
 from minidnn.nn import init
-from minidnn.nn.activations import GELU, Identity, LeakyReLU, SiLU
+from minidnn.nn.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from minidnn.nn.containers import ModuleDict, ModuleList
 from minidnn.nn.context import Context, context, current_context
 from minidnn.nn.dropout import Dropout
@@ -16,10 +16,6 @@ from minidnn.nn.layers import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
 )
 from minidnn.nn.models import MODELS, alexnet, build, lenet, linear_regression, logistic_regression, mlp
 from minidnn.nn.module import Module
@@ -29,46 +25,10 @@ from minidnn.nn.sequential import Sequential
 from minidnn.nn.summary import summary, summary_rows
 
 __all__ = [
-    "Add",
-    "AvgPool2d",
-    "BatchNorm",
-    "Buffer",
-    "Concatenate",
-    "Context",
-    "Conv2d",
-    "ConvTranspose2d",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "GELU",
-    "GlobalAvgPool2d",
-    "GroupNorm",
-    "Identity",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LocalResponseNorm",
-    "MODELS",
-    "MaxPool2d",
-    "Module",
-    "ModuleDict",
-    "ModuleList",
-    "Parameter",
-    "ReLU",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "alexnet",
-    "build",
-    "context",
-    "current_context",
-    "init",
-    "lenet",
-    "linear_regression",
-    "logistic_regression",
-    "mlp",
-    "summary",
+    "Add", "AvgPool2d", "BatchNorm", "Buffer", "Concatenate", "Context", "Conv2d", "ConvTranspose2d",
+    "Dropout", "Embedding", "Flatten", "GELU", "GlobalAvgPool2d", "GroupNorm", "Identity", "LayerNorm",
+    "LeakyReLU", "Linear", "LocalResponseNorm", "MODELS", "MaxPool2d", "Module", "ModuleDict", "ModuleList",
+    "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh", "alexnet", "build", "context",
+    "current_context", "init", "lenet", "linear_regression", "logistic_regression", "mlp", "summary",
     "summary_rows",
-]
+]  # fmt: skip

@@ -17,25 +17,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Context:
-    """The values of one step; ``None`` means "not said".
+    """The values of one step; ``None`` means "not said"."""
 
-    Attributes
-    ----------
-    training : bool or None
-        Overrides the ``training`` attribute of the layers.
-    seed : int or None
-        Seed of the run, from which the dropout masks follow.
-    step : int or None
-        Number of the training step.
-    samples : array of int, shape (n,), or None
-        Global number of each sample of the batch: a mask depends on the sample, not on the rank that holds
-        it.
-    """
-
-    training: bool | None = None
-    seed: int | None = None
+    training: bool | None = None  # in place of the layers' own
+    seed: int | None = None  # of the run: dropout masks follow from it
     step: int | None = None
-    samples: Any = None
+    samples: Any = None  # (n,): the global number of each sample of the batch
 
 
 _local = threading.local()
@@ -50,17 +37,13 @@ def current_context() -> Context:
 def context(**values) -> Iterator[Context]:
     """Set some of ``training``, ``seed``, ``step``, ``samples`` for the calls inside; others are inherited.
 
-    Raises
-    ------
-    TypeError
-        An unknown name, or samples that are not a vector of integers.
+    TypeError for an unknown name, or samples that are not a vector of integers.
     """
     if values.get("samples") is not None:
         samples = np.asarray(values["samples"])
         if samples.ndim != 1 or samples.dtype.kind not in "iu":
-            raise TypeError(
-                f"context: samples must be a vector of integers, got {samples.dtype} of shape {samples.shape}"
-            )
+            got = f"{samples.dtype} of shape {samples.shape}"
+            raise TypeError(f"context: samples must be a vector of integers, got {got}")
         values["samples"] = samples
     outer = current_context()
     _local.context = replace(outer, **values)

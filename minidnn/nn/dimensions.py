@@ -17,11 +17,7 @@ from functools import lru_cache
 from minidnn.errors import InputError
 
 Axis = tuple[str, ...]  # the letters of one axis, outermost first
-INNER = {
-    2: (),
-    3: ("t",),
-    4: ("h", "w"),
-}  # the axes of an array between samples and features, by its number of axes
+INNER = {2: (), 3: ("t",), 4: ("h", "w")}  # what lies between samples and features, by the number of axes
 FEATURES = ("c", "o")  # either asks for the output's features, whatever letter the layer has for them
 
 
@@ -40,12 +36,7 @@ class Dimensions:
     def letter(self, asked: str) -> str:
         """The layer's own letter for what a strategy asks for: "c" and "o" mean the output's features, whatever it
         calls them, and of grouped ones whole groups; "i" means the input's."""
-        own = {
-            letter
-            for operand in (*self.inputs, *self.variables, self.output)
-            for axis in operand
-            for letter in axis
-        }
+        own = _letters(*self.inputs, *self.variables, self.output)
         features = self.output[-1] if self.output else ()
         if asked in FEATURES and (features[:1] == ("g",) or (asked not in own and len(features) == 1)):
             return features[0]
@@ -56,20 +47,18 @@ class Dimensions:
     @property
     def summed(self) -> frozenset[str]:
         """Letters that the output lacks: an input and a variable are multiplied and summed over them."""
-        kept = {letter for axis in self.output for letter in axis}
-        read = {letter for operand in self.inputs for axis in operand for letter in axis}
-        weighed = {letter for operand in self.variables for axis in operand for letter in axis}
-        return frozenset((read & weighed) - kept)
+        return frozenset((_letters(*self.inputs) & _letters(*self.variables)) - _letters(self.output))
+
+
+def _letters(*operands: Sequence[Axis]) -> set[str]:
+    return {letter for operand in operands for axis in operand for letter in axis}
 
 
 @lru_cache(maxsize=1024)
 def parse(text: str, shapes: tuple[tuple[int, ...], ...]) -> Dimensions:
     """Parse a statement for inputs of the given shapes of one sample.
 
-    Raises
-    ------
-    InputError
-        Text that is no statement, or one of other inputs.
+    InputError: text that is no statement, or one of other inputs.
     """
     left, arrow, right = text.partition("->")
     operands = [part.split() for part in left.replace("(", " ( ").replace(")", " ) ").split(",")]
@@ -125,17 +114,9 @@ def _axes(words: list[str], rest: tuple[str, ...]) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank computes of a layer, for `Module.localise`: start and stop along each axis of one sample.
+    """What a rank computes of a layer, for `Module.localise`: start and stop along each axis of one sample."""
 
-    Attributes
-    ----------
-    box, read : tuple of (start, stop)
-        Of the output, and of the first input.
-    out, shape : tuple of int
-        The whole output, and the whole input.
-    """
-
-    box: tuple[tuple[int, int], ...]
-    read: tuple[tuple[int, int], ...]
-    out: tuple[int, ...]
-    shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]  # of the output
+    read: tuple[tuple[int, int], ...]  # of the first input
+    out: tuple[int, ...]  # the shape of the whole output
+    shape: tuple[int, ...]  # and of the whole input

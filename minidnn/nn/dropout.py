@@ -21,13 +21,6 @@ class Dropout(Module):
     The mask of a sample follows from the run's seed, the layer's name, the step and the sample's global
     number, so it does not depend on the rank that computes it. Where no context says which step it is, the layer
     counts its own calls instead.
-
-    Attributes
-    ----------
-    p : float
-        Probability that a feature is dropped.
-    part : Part or None
-        Where the input is a part of the whole: which one.
     """
 
     dims = "... -> ..."
@@ -35,18 +28,12 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
+        self.p = p  # the probability that a feature is dropped
         self._calls, self._number = 0, next(_numbers)
-        self.part: Part | None = None
+        self.part: Part | None = None  # where the input is a part of the whole: which one
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop features of each sample.
-
-        Raises
-        ------
-        RuntimeError
-            A context that says only some of seed, step and samples.
-        """
+        """Drop features of each sample; RuntimeError in a context that says only some of seed, step and samples."""
         if not self.is_training or self.p == 0:
             return x
         now, name = current_context(), self.name
@@ -61,12 +48,11 @@ class Dropout(Module):
             )
         samples = np.asarray(now.samples)
         if len(samples) != x.shape[0]:
-            raise ValueError(
-                f"{self.label}: the context numbers {len(samples)} samples, the batch has {x.shape[0]}"
-            )
-        whole, box = (
-            (self.part.out, self.part.box) if self.part else (x.shape[1:], [(0, n) for n in x.shape[1:]])
-        )
+            numbered = f"the context numbers {len(samples)} samples"
+            raise ValueError(f"{self.label}: {numbered}, the batch has {x.shape[0]}")
+        whole, box = x.shape[1:], [(0, n) for n in x.shape[1:]]
+        if self.part:
+            whole, box = self.part.out, self.part.box
         bits = random_bits(now.seed, name, now.step, samples, whole, box[-1], array_module(x.data))
         return F.dropout(x, self.p, bits[:, *(slice(*rows) for rows in box[:-1])])
 

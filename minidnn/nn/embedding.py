@@ -16,14 +16,11 @@ class Embedding(Module):
 
     def __init__(self, count: int, features: int, W_init: init.Initializer | None = None) -> None:
         _positive(self, count=count, features=features)
-        self.count = count
-        self.features = features
+        self.count, self.features = count, features
         self.W = Parameter((count, features), W_init or init.normal(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The rows."""
         return F.embedding(x, self.W)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """An axis of features more."""
         return (*shape, self.features)

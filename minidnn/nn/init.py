@@ -7,6 +7,7 @@ afterwards: a float32 and a float64 model of one seed start from the same number
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -31,20 +32,12 @@ def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def normal(std: float = 0.01, mean: float = 0.0) -> Initializer:
     """Gaussian of a fixed standard deviation; AlexNet's is 0.01 (Krizhevsky et al. 2012, sec. 5)."""
-
-    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return _normal(rng, shape, std, mean)
-
-    return draw
+    return partial(_normal, std=std, mean=mean)
 
 
 def uniform(limit: float) -> Initializer:
     """Uniform in [-limit, limit)."""
-
-    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return _uniform(rng, shape, limit)
-
-    return draw
+    return partial(_uniform, limit=limit)
 
 
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -38,18 +38,14 @@ class Linear(Module):
         b_init: Initializer = zeros,
     ) -> None:
         _positive(self, in_features=in_features, out_features=out_features)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.bias = bias
+        self.in_features, self.out_features, self.bias = in_features, out_features, bias
         self.W = Parameter((in_features, out_features), W_init)
         self.b = Parameter((out_features,), b_init, decay=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The affine map of the last axis."""
         return F.linear(x, self.W, self.b)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The last axis becomes ``out_features``."""
         if not shape or shape[-1] != self.in_features:
             hint = " (put a Flatten before it)" if math.prod(shape) == self.in_features else ""
             raise ValueError(
@@ -90,20 +86,16 @@ class _Convolution(Module):
             raise ValueError(
                 f"{self.label}: {in_channels} and {out_channels} channels do not divide into {groups} groups"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels, self.out_channels, self.groups, self.bias = in_channels, out_channels, groups, bias
         self.kernel_size = pair(kernel_size, "kernel_size", self.label)
         self.stride = pair(stride, "stride", self.label)
         self.padding = padding
         self.dilation = pair(dilation, "dilation", self.label)
-        self.groups = groups
-        self.bias = bias
         self.output_shape((*_LARGE, in_channels))  # the options are checked here, not at the first image
         self.W = Parameter((*self.kernel_size, in_channels // groups, out_channels), W_init)
         self.b = Parameter((out_channels,), b_init, decay=False) if bias else None
 
     def output_shape(self, shape: Shape) -> Shape:
-        """(oh, ow, out_channels)."""
         *image, channels = _image(self, shape)
         if channels != self.in_channels:
             raise ValueError(f"{self.label}: input has {channels} channels, expected {self.in_channels}")
@@ -115,7 +107,34 @@ class _Convolution(Module):
             self.groups = self.groups * (part.box[-1][1] - part.box[-1][0]) // part.out[-1]
 
 
-class Conv2d(_Convolution):
+class _Windowed(Module):
+    """What slides windows over images: `window` says where they go on one of (height, width)."""
+
+    windows = "h w"
+
+    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
+        """The rows (or columns) under the windows."""
+        window, axis = self.window(shape[:2]), "hw".index(letter)
+        first, last = _reach(window, axis, start, stop)
+        return max(first, 0), min(last, window.size[axis])
+
+    def localise(self, part: Part) -> None:
+        """Own groups; padding only where windows look at more than the pixels that are there."""
+        super().localise(part)
+        sides, window = [], self.window(part.shape[:2])
+        for axis, (box, (low, high)) in enumerate(zip(part.box[:2], part.read, strict=False)):
+            first, last = _reach(window, axis, *box)
+            sides.append((low - first, max(last - high, 0)))
+        self.padding = tuple(sides)
+
+
+def _reach(window: Windows, axis: int, start: int, stop: int) -> tuple[int, int]:
+    """The pixels, along an axis, under windows start to stop, padding included."""
+    stride, before = window.stride[axis], window.padding[axis][0]
+    return start * stride - before, (stop - 1) * stride - before + window.extent[axis]
+
+
+class Conv2d(_Windowed, _Convolution):
     """Convolution of images        x (n, h, w, i)   W (kh, kw, i / groups, o)   b (o,)   y (n, oh, ow, o)
 
     ``padding``: 0, "valid", "same" (output = ceil(input / stride)), a number, (height, width), or ((top,
@@ -123,27 +142,14 @@ class Conv2d(_Convolution):
     input. Weight decay leaves `b` out, as in `Linear`.
     """
 
-    windows = "h w"
-
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution."""
         return F.conv2d(x, self.W, self.b, self.stride, self.padding, self.dilation, self.groups)
 
     def window(self, image: tuple[int, int]) -> Windows:
         """Where the kernel goes on an image of (height, width); ValueError if it is too small."""
         return windows(self.label, image, self.kernel_size, self.stride, self.padding, self.dilation)
 
-    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
-        """The rows (or columns) under the kernel."""
-        return _field(self.window(shape[:2]), "hw".index(letter), start, stop)
-
-    def localise(self, part: Part) -> None:
-        """Own groups; padding at the image's borders only."""
-        super().localise(part)
-        self.padding = _own_padding(self.window(part.shape[:2]), part)
-
     def image_shape(self, image: tuple[int, int]) -> tuple[int, int]:
-        """(oh, ow)."""
         return self.window(image).out
 
     def macs(self, shape: Shape) -> int:
@@ -165,12 +171,10 @@ class ConvTranspose2d(_Convolution):
         super().__init__(*args, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The transposed convolution."""
         options = self.stride, self.padding, self.output_padding, self.dilation, self.groups
         return F.conv_transpose2d(x, self.W, self.b, *options)
 
     def image_shape(self, image: tuple[int, int]) -> tuple[int, int]:
-        """(oh, ow)."""
         options = self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
         return transposed_windows(image, *options).size
 
@@ -179,39 +183,28 @@ class ConvTranspose2d(_Convolution):
         return math.prod(shape[:2]) * math.prod(self.W.full_shape)
 
 
-class _Pool2d(Module):
+class _Pool2d(_Windowed):
     """Common to both poolings: a window ``kernel_size`` that moves by ``stride`` (default: its own size)."""
 
     dims = "n h w c -> n h w c"
-    windows = "h w"
 
     def __init__(
-        self,
-        kernel_size: Pair,
-        stride: Pair | None = None,
-        padding: Padding = 0,
-        ceil_mode: bool = False,
+        self, kernel_size: Pair, stride: Pair | None = None, padding: Padding = 0, ceil_mode: bool = False
     ) -> None:
         self.kernel_size = pair(kernel_size, "kernel_size", self.label)
         self.stride = self.kernel_size if stride is None else pair(stride, "stride", self.label)
-        self.padding = padding
-        self.ceil_mode = ceil_mode
+        self.padding, self.ceil_mode = padding, ceil_mode
         self.window(_LARGE)
 
     def window(self, image: tuple[int, int]) -> Windows:
         """Where the window goes on an image of (height, width); ValueError if it is too small."""
         return pool_windows(self.label, image, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
-    def field(self, letter: str, start: int, stop: int, shape: Shape) -> tuple[int, int]:
-        """The rows (or columns) under the window."""
-        return _field(self.window(shape[:2]), "hw".index(letter), start, stop)
-
     def localise(self, part: Part) -> None:
-        """Padding at the image's borders only."""
-        self.padding, self.ceil_mode = _own_padding(self.window(part.shape[:2]), part), False
+        super().localise(part)
+        self.ceil_mode = False
 
     def output_shape(self, shape: Shape) -> Shape:
-        """(oh, ow, channels)."""
         height, width, channels = _image(self, shape)
         return (*self.window((height, width)).out, channels)
 
@@ -220,26 +213,17 @@ class MaxPool2d(_Pool2d):
     """Largest value of each window; windows may overlap (3 by 3 with stride 2 in AlexNet)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooling."""
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
 
 class AvgPool2d(_Pool2d):
     """Mean of each window; with ``count_include_pad`` of the padding's zeros, too."""
 
-    def __init__(
-        self,
-        kernel_size: Pair,
-        stride: Pair | None = None,
-        padding: Padding = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = False,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode)
+    def __init__(self, *args: Any, count_include_pad: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooling."""
         window = self.kernel_size, self.stride, self.padding, self.ceil_mode
         return F.avg_pool2d(x, *window, self.count_include_pad)
 
@@ -250,53 +234,10 @@ class GlobalAvgPool2d(Module):
     dims = "n h w c -> n c"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean over height and width."""
         return F.mean(x, axis=(1, 2))
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The channels."""
         return _image(self, shape)[-1:]
-
-
-class ReLU(Module):
-    """max(x, 0)"""
-
-    dims = "... -> ..."
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return F.relu(x)
-
-
-class Sigmoid(Module):
-    """1 / (1 + exp(-x))"""
-
-    dims = "... -> ..."
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return F.sigmoid(x)
-
-
-class Tanh(Module):
-    """tanh(x)"""
-
-    dims = "... -> ..."
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return F.tanh(x)
-
-
-class Softmax(Module):
-    """exp(x) / sum exp(x) over the last axis; to train, use ``softmax_cross_entropy`` on logits."""
-
-    dims = "n ... k -> n ... k"
-    whole = "k"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Over the features of each sample."""
-        return F.softmax(x)
 
 
 class Flatten(Module):
@@ -305,11 +246,9 @@ class Flatten(Module):
     dims = "n ... -> n (...)"
 
     def forward(self, x: Tensor) -> Tensor:
-        """A reshape: no copy."""
         return F.flatten(x)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """One axis of all features."""
         return (math.prod(shape),)
 
 
@@ -327,35 +266,15 @@ class Add(Module):
             raise ValueError(f"{self.label}: `also` must name at least one earlier layer")
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
-        """x + extra[0] + ..."""
         for other in extra:
             x = x + other
         return x
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
-        """All shapes are equal."""
         for name, other in zip(self.also, extra, strict=True):
             if tuple(other) != tuple(shape):
                 raise ValueError(f"{self.label}: cannot add {tuple(other)} of {name} to {tuple(shape)}")
         return tuple(shape)
-
-
-def _field(window: Windows, axis: int, start: int, stop: int) -> tuple[int, int]:
-    """The pixels, along an axis, under windows start to stop."""
-    first = start * window.stride[axis] - window.padding[axis][0]
-    last = (stop - 1) * window.stride[axis] - window.padding[axis][0] + window.extent[axis]
-    return max(first, 0), min(last, window.size[axis])
-
-
-def _own_padding(window: Windows, part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding of a part's windows: what they look at beyond the pixels that are there."""
-    sides = []
-    for axis in (0, 1):
-        (start, stop), (low, high) = part.box[axis], part.read[axis]
-        first = start * window.stride[axis] - window.padding[axis][0]
-        last = (stop - 1) * window.stride[axis] - window.padding[axis][0] + window.extent[axis]
-        sides.append((low - first, max(last - high, 0)))
-    return tuple(sides)
 
 
 class Concatenate(Add):
@@ -364,11 +283,9 @@ class Concatenate(Add):
     whole = "c"
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
-        """All features, one after the other."""
         return F.concatenate((x, *extra), axis=-1)
 
     def output_shape(self, shape: Shape, *extra: Shape) -> Shape:
-        """All axes but the last are equal."""
         super().output_shape(shape[:-1], *(other[:-1] for other in extra))
         return (*shape[:-1], sum(each[-1] for each in (shape, *extra)))
 

@@ -28,40 +28,25 @@ class Module:
     """A differentiable function with parameters.
 
     A subclass writes ``forward(x, *extra)`` and, to be planned and summarised, `output_shape` and `macs`.
-
-    Attributes
-    ----------
-    name : str
-        Dotted path in the model, set by the container.
-    training : bool
-        Default for the behaviour of dropout and batch normalisation; ``nn.context(training=...)`` overrides
-        it.
-    also : tuple of str
-        Names of earlier layers of the `Sequential` whose outputs are extra inputs.
-    dims : str
-        The dimensions, as in `minidnn.nn.dimensions`: what a strategy can split. "" where the layer states none; it is
-        then replicated.
-    whole : str
-        Letters of `dims` that cannot be split.
-    windows : str
-        Letters along which an output reads a window of the input: see `field`.
-    statistics : str
-        Letters over which the layer takes statistics, which ranks that split them have to sum.
-    groups : int
-        Entries of a letter "g".
-    factors : str
-        The weight matrix whose gradient is a product over the samples, x^T gy, if there is one: see `minidnn.factors`.
     """
 
-    name: str = ""
-    training: bool = True
-    also: tuple[str, ...] = ()
-    dims: str = ""
-    whole: str = ""
-    windows: str = ""
-    statistics: str = ""
-    groups: int = 1
-    factors: str = ""
+    name: str = ""  # dotted path in the model, set by the container
+    training: bool = (
+        True  # what dropout and batch normalisation go by; ``nn.context(training=...)`` overrides it
+    )
+    also: tuple[str, ...] = ()  # earlier layers of the `Sequential` whose outputs are extra inputs
+
+    # What a strategy can split:
+    dims: str = ""  # the dimensions, as in `minidnn.nn.dimensions`; a layer that states none is replicated
+    whole: str = ""  # letters of `dims` that cannot be split
+    windows: str = ""  # letters along which an output reads a window of the input: see `field`
+    statistics: str = (
+        ""  # letters over which the layer takes statistics, which ranks that split them have to sum
+    )
+    groups: int = 1  # entries of a letter "g"
+    factors: str = (
+        ""  # the weight matrix, if any, whose gradient is a product over the samples: see `Factors`
+    )
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         """The function itself."""
@@ -93,8 +78,6 @@ class Module:
     def localise(self, part: Part) -> None:
         """Become the layer that computes a part: change the options that speak of the whole; variables are cut
         already."""
-
-    # ---- structure ----
 
     @property
     def label(self) -> str:
@@ -136,8 +119,6 @@ class Module:
         """``train(False)``."""
         return self.train(False)
 
-    # ---- parameters ----
-
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(dotted path, module): this one, and all that are inside it."""
         yield prefix, self
@@ -172,10 +153,7 @@ class Module:
     def init(self, seed: int = 0, dtype=np.float32, xp=np) -> "Module":
         """Draw all values from ``rng(seed, dotted name)``; returns self.
 
-        Raises
-        ------
-        ValueError
-            ``dtype`` is no floating-point type.
+        ValueError: ``dtype`` is no floating-point type.
         """
         dtype = np.dtype(dtype)
         if dtype.kind != "f":
@@ -205,12 +183,8 @@ class Module:
         A part of a parameter accepts the whole array and cuts its slice out, so a checkpoint of the whole
         model loads into any split of it.
 
-        Raises
-        ------
-        KeyError
-            Missing or unexpected names (``strict=False`` ignores both).
-        ValueError
-            An array of the wrong shape. Nothing has been changed then.
+        KeyError: missing or unexpected names (``strict=False`` ignores both).
+        ValueError: an array of the wrong shape. Nothing has been changed then.
         """
         variables = dict(self.named_variables())
         missing = [name for name in variables if name not in state]
@@ -232,14 +206,9 @@ class Module:
                 variable.assign(to_device(part, device).astype(variable.data.dtype))
 
     def __repr__(self) -> str:
-        options = {
-            key: value
-            for key, value in vars(self).items()
-            if key not in ("name", "training")
-            and key[0] != "_"
-            and isinstance(value, int | float | str | tuple)
-        }
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+        hidden, plain = ("name", "training"), int | float | str | tuple
+        options = ((k, v) for k, v in vars(self).items() if k not in hidden and k[0] != "_")
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options if isinstance(v, plain))})"
 
 
 def _hides(value: Any) -> bool:

@@ -31,18 +31,11 @@ class LocalResponseNorm(Module):
         self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
     ) -> None:
         if size < 1 or groups < 1:
-            raise ValueError(
-                f"LocalResponseNorm: size and groups must be at least 1, got {size} and {groups}"
-            )
-        self.size = size
-        self.alpha = alpha
-        self.beta = beta
-        self.k = k
-        self.groups = groups
+            raise ValueError(f"{self.label}: size and groups must be at least 1, got {size} and {groups}")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
         self.own: slice | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalisation."""
         y = F.local_response_norm(x, self.size, self.alpha, self.beta, self.k, self.groups)
         return y if self.own is None else y[..., self.own]
 
@@ -63,41 +56,46 @@ class LocalResponseNorm(Module):
         return tuple(shape)
 
 
-class BatchNorm(Module):
+class _Features(Module):
+    """Common to what scales and shifts the features, the last axis: gamma and beta, without weight decay."""
+
+    def __init__(self, features: int, eps: float) -> None:
+        if features < 1:
+            raise ValueError(f"{self.label}: needs features >= 1, got {features}")
+        self.features, self.eps = features, eps
+        self.gamma = Parameter((features,), ones, decay=False)
+        self.beta = Parameter((features,), zeros, decay=False)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape[-1] != self.features:
+            raise ValueError(f"{self.label}: input has {shape[-1]} features, expected {self.features}")
+        return tuple(shape)
+
+
+class BatchNorm(_Features):
     """y = gamma (x - mean) / sqrt(var + eps) + beta over all axes but the last (Ioffe and Szegedy 2015)
 
     In training, mean and variance are those of the batch, and the running ones move towards them: ``running
     = momentum running + (1 - momentum) batch``, both variances being divided by n, not n - 1. In evaluation
-    the running ones are used. Weight decay leaves gamma and beta out, as it does biases.
+    the running ones are used. Weight decay leaves gamma and beta (features,) out, as it does biases.
 
-    Attributes
-    ----------
-    gamma, beta : Parameter (features,)
-    running_mean, running_var : Buffer (features,)
-    all_sum : callable or None
-        Sums a vector over the ranks that share the batch, so that the statistics are those of the global
-        batch.
+    ``all_sum``, if set, sums a vector over the ranks that share the batch, so that the statistics are those of the
+    global batch.
     """
 
     dims = "n ... c, c, c, c, c -> n ... c"
     statistics = "n h w t"
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.9) -> None:
-        if features < 1 or not 0 <= momentum <= 1:
-            raise ValueError(
-                f"BatchNorm: needs features >= 1 and momentum in [0, 1], got {features} and {momentum}"
-            )
-        self.features = features
-        self.eps = eps
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"{self.label}: needs a momentum in [0, 1], got {momentum}")
+        super().__init__(features, eps)
         self.momentum = momentum
         self.all_sum: Callable | None = None
-        self.gamma = Parameter((features,), ones, decay=False)
-        self.beta = Parameter((features,), zeros, decay=False)
         self.running_mean = Buffer((features,), zeros)
         self.running_var = Buffer((features,), ones)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise with the batch's statistics in training, with the running ones in evaluation."""
         if self.is_training:
             y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, self.all_sum)
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
@@ -109,14 +107,8 @@ class BatchNorm(Module):
         mean, var = self.running_mean.data, self.running_var.data
         return F.batch_norm_inference(x, self.gamma, self.beta, mean, var, self.eps)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's."""
-        if shape[-1] != self.features:
-            raise ValueError(f"{self.label}: input has {shape[-1]} features, expected {self.features}")
-        return tuple(shape)
 
-
-class LayerNorm(Module):
+class LayerNorm(_Features):
     """y = gamma (x - mean) / sqrt(var + eps) + beta over the last axis of each row (Ba et al. 2016)
 
     Weight decay leaves ``gamma`` and ``beta`` (features,) out, as in `BatchNorm`.
@@ -126,22 +118,10 @@ class LayerNorm(Module):
     whole = "c"
 
     def __init__(self, features: int, eps: float = 1e-5) -> None:
-        if features < 1:
-            raise ValueError(f"{self.label}: needs features >= 1, got {features}")
-        self.features = features
-        self.eps = eps
-        self.gamma = Parameter((features,), ones, decay=False)
-        self.beta = Parameter((features,), zeros, decay=False)
+        super().__init__(features, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each row by its own statistics."""
         return F.layer_norm(x, self.gamma, self.beta, self.eps)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's."""
-        if shape[-1] != self.features:
-            raise ValueError(f"{self.label}: input has {shape[-1]} features, expected {self.features}")
-        return tuple(shape)
 
 
 class GroupNorm(LayerNorm):
@@ -156,5 +136,4 @@ class GroupNorm(LayerNorm):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each sample and group by its own statistics."""
         return F.group_norm(x, self.gamma, self.beta, self.groups, self.eps)

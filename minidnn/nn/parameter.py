@@ -18,18 +18,10 @@ _grad = Tensor.grad  # the slot: `Parameter` puts a property of this name over i
 
 
 class Variable(Tensor):
-    """A lazily allocated tensor: a part of a whole of shape ``full_shape``.
+    """A lazily allocated tensor: a part of a whole of shape ``full_shape``, which ``init`` draws.
 
-    Attributes
-    ----------
-    full_shape : tuple of int
-        Shape of the whole.
-    init : callable (rng, shape) -> array
-        Draws the whole.
-    slices : tuple of slice
-        The part that is held here, one slice of step 1 per axis.
-    data : array or None
-        ``None`` until `materialise`, which ``Module.init`` and ``Module.load_state_dict`` call.
+    ``slices`` is the part that is held here, one slice of step 1 per axis; ``data`` is None until `materialise`, which
+    ``Module.init`` and ``Module.load_state_dict`` call.
     """
 
     def __init__(
@@ -75,9 +67,8 @@ class Variable(Tensor):
         """Draw the whole from ``rng(seed, name)`` in float64, keep the part held here as ``dtype``."""
         whole = np.asarray(self.init(rng(seed, name), self.full_shape))
         if whole.shape != self.full_shape:
-            raise ValueError(
-                f"{name}: the initialiser returned shape {whole.shape}, expected {self.full_shape}"
-            )
+            got = f"the initialiser returned shape {whole.shape}"
+            raise ValueError(f"{name}: {got}, expected {self.full_shape}")
         self.set_values(whole, dtype, xp)
         self.name = name
 
@@ -95,20 +86,14 @@ class Variable(Tensor):
 
 
 class Parameter(Variable):
-    """A value that is trained.
+    """A value that is trained; ``decay`` says whether weight decay applies to it."""
 
-    Attributes
-    ----------
-    decay : bool
-        Whether weight decay applies to it.
-    factors : Factors or None
-        The gradient of a large matrix as the factors of a product that nobody has needed so far.
-    exchange_factors : bool
-        Whether the gradient of this matrix, however small, stays factors, for other ranks to have.
-    """
-
-    factors: Factors | None
-    exchange_factors = False
+    factors: (
+        Factors | None
+    )  # the gradient of a large matrix, as factors whose product nobody has needed so far
+    exchange_factors = (
+        False  # whether the gradient, however small the matrix, stays factors, for other ranks to have
+    )
 
     def __init__(
         self,

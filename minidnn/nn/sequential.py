@@ -31,13 +31,6 @@ class Sequential(Module):
         Names of values that layers take though they are not inside, further inputs of the model; `forward` takes them
         after the first.
 
-    Attributes
-    ----------
-    inputs : tuple of str
-        The names of the model's inputs: "input", and those of `external`.
-    sources : dict
-        The names of the inputs of each layer.
-
     Raises
     ------
     ValueError
@@ -52,7 +45,7 @@ class Sequential(Module):
         external: tuple[str, ...] = (),
     ):
         self.layers: dict[str, Module] = {}
-        self.sources: dict[str, tuple[str, ...]] = {}
+        self.sources: dict[str, tuple[str, ...]] = {}  # the names of the inputs of each layer
         self._order: list | None = None
         self.inputs = (INPUT, *external)
         for name, layer in _named(layers):
@@ -79,9 +72,8 @@ class Sequential(Module):
             layer = copy.copy(layer)
         for source in sources:
             if source not in (*self.inputs, *self.layers):
-                raise ValueError(
-                    f"{name} takes {source!r}, which is no earlier layer ({', '.join(self.layers)})"
-                )
+                known = ", ".join(self.layers)
+                raise ValueError(f"{name} takes {source!r}, which is no earlier layer ({known})")
         self.layers[name], self.sources[name], self._order = layer, sources, None
         self.set_name(self.name)
 

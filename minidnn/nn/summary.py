@@ -11,28 +11,14 @@ from minidnn.nn.sequential import Sequential
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer.
+    """One layer."""
 
-    Attributes
-    ----------
-    name, kind : str
-        Dotted name and class.
-    output_shape : tuple of int
-        Of one sample.
-    parameters : int
-        Trained values held by the layer.
-    macs : int
-        Multiply-accumulates of the forward pass per sample; the backward pass has about twice as many.
-    activation_bytes : int
-        Bytes of the output of the whole batch.
-    """
-
-    name: str
-    kind: str
-    output_shape: Shape
-    parameters: int
-    macs: int
-    activation_bytes: int
+    name: str  # dotted
+    kind: str  # class
+    output_shape: Shape  # of one sample
+    parameters: int  # trained values
+    macs: int  # of the forward pass per sample; the backward pass has about twice as many
+    activation_bytes: int  # of the output of the whole batch
 
 
 def summary_rows(
@@ -41,17 +27,15 @@ def summary_rows(
     """One row per layer for samples of ``input_shape`` (without n); ValueError where it does not fit."""
     itemsize = np.dtype(dtype).itemsize
     layers = model if isinstance(model, Sequential) else Sequential({model.label: model})
-    return [
-        SummaryRow(
-            name,
-            type(layer).__name__,
-            shape,
-            sum(parameter.size for parameter in layer.parameters()),
+    rows = []
+    for name, layer, inputs, shape in layers.shapes(input_shape):
+        numbers = (
+            sum(p.size for p in layer.parameters()),
             layer.macs(*inputs),
             batch * math.prod(shape) * itemsize,
         )
-        for name, layer, inputs, shape in layers.shapes(input_shape)
-    ]
+        rows.append(SummaryRow(name, type(layer).__name__, shape, *numbers))
+    return rows
 
 
 def summary(
@@ -69,19 +53,11 @@ def summary(
     """
     rows = summary_rows(model, input_shape, batch, dtype)
     cells = [("layer", "kind", "output", "parameters", "MACs", "activation bytes")]
-    cells += [
-        (
-            row.name,
-            row.kind,
-            "x".join(map(str, row.output_shape)),
-            f"{row.parameters:,}",
-            f"{row.macs:,}",
-            f"{row.activation_bytes:,}",
-        )
-        for row in rows
-    ]
-    totals = (sum(getattr(row, key) for row in rows) for key in ("parameters", "macs", "activation_bytes"))
-    cells.append(("total", "", "", *(f"{total:,}" for total in totals)))
+    numbers = [(row.parameters, row.macs, row.activation_bytes) for row in rows]
+    for row, counts in zip(rows, numbers, strict=True):
+        cells.append((row.name, row.kind, "x".join(map(str, row.output_shape)), *(f"{n:,}" for n in counts)))
+    totals = [sum(counts[i] for counts in numbers) for i in range(3)]
+    cells.append(("total", "", "", *(f"{n:,}" for n in totals)))
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(

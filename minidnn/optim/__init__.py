@@ -8,19 +8,6 @@ from minidnn.optim.schedules import Plateau, constant, cosine, one_cycle, step, 
 from minidnn.optim.sgd import SGD
 
 __all__ = [
-    "Adam",
-    "AdamW",
-    "Optimiser",
-    "Plateau",
-    "RMSprop",
-    "SGD",
-    "clip_grad_norm",
-    "constant",
-    "cosine",
-    "one_cycle",
-    "scale_gradients",
-    "schedules",
-    "step",
-    "sum_of_squares",
-    "warmup",
-]
+    "Adam", "AdamW", "Optimiser", "Plateau", "RMSprop", "SGD", "clip_grad_norm", "constant", "cosine",
+    "one_cycle", "scale_gradients", "schedules", "step", "sum_of_squares", "warmup",
+]  # fmt: skip

@@ -55,9 +55,8 @@ class Optimiser(ABC):
             params = [{"params": params}]
         defaults = {**self.defaults, **dict(zip(self.defaults, values, strict=False)), **options}
         if len(defaults) > len(self.defaults) or len(values) > len(defaults):
-            raise ValueError(
-                f"{type(self).__name__}: expected any of {', '.join(self.defaults)}; got {options}"
-            )
+            known = ", ".join(self.defaults)
+            raise ValueError(f"{type(self).__name__}: expected any of {known}; got {options}")
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
         self.iteration = 0
         self._state: dict[int, dict[str, Any]] = {}  # by id: the groups keep the parameters alive
@@ -95,10 +94,7 @@ class Optimiser(ABC):
     def update_group(self, group: int) -> None:
         """Update one group in place, without counting an iteration: it may be updated several times in one.
 
-        Raises
-        ------
-        ValueError
-            A gradient has another shape than its parameter.
+        ValueError: a gradient has another shape than its parameter.
         """
         rate, options = self.learning_rate(group), self.groups[group]
         for parameter in options["params"]:
@@ -134,10 +130,7 @@ class Optimiser(ABC):
     def state_dict(self) -> dict[str, Any]:
         """``{"iteration": int, slot: {parameter name: copy of what is kept for it}, ...}``
 
-        Raises
-        ------
-        ValueError
-            A parameter has no name, or two have the same.
+        ValueError: a parameter has no name, or two have the same.
         """
         found = {name: self._state.get(id(parameter), {}) for name, parameter in self._by_name().items()}
         return {"iteration": self.iteration} | {
@@ -148,12 +141,8 @@ class Optimiser(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; a part of a parameter cuts its slice out of an array for the whole.
 
-        Raises
-        ------
-        KeyError
-            State of another optimiser, or of a parameter that is not here.
-        ValueError
-            An array of the wrong shape. Nothing has been changed then.
+        KeyError: state of another optimiser, or of a parameter that is not here.
+        ValueError: an array of the wrong shape. Nothing has been changed then.
         """
         expected = ["iteration", *self.slots]
         if sorted(state) != sorted(expected):
@@ -194,23 +183,18 @@ def _part(parameter: Tensor, slot: str, value: Any) -> Any:
 
 def _listed(params: Any, where: str) -> list[Any]:
     """As a list; a tensor, a model and a mapping are refused: to iterate over them gives no parameters."""
-    if (
-        isinstance(params, (Tensor, Mapping))
-        or hasattr(params, "parameters")
-        or not isinstance(params, Iterable)
-    ):
-        raise TypeError(
-            f"{where}: expected a list, model.parameters() or [w], got a single {type(params).__name__}"
-        )
+    single = isinstance(params, (Tensor, Mapping)) or hasattr(params, "parameters")
+    if single or not isinstance(params, Iterable):
+        kind = type(params).__name__
+        raise TypeError(f"{where}: expected a list, model.parameters() or [w], got a single {kind}")
     return list(params)
 
 
 def _group(number: int, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [key for key in given if key not in ("params", *defaults)]
     if unknown or "params" not in given:
-        raise ValueError(
-            f"group {number}: expected params and any of {', '.join(defaults)}; got {', '.join(given)}"
-        )
+        known = ", ".join(defaults)
+        raise ValueError(f"group {number}: expected params and any of {known}; got {', '.join(given)}")
     group = {**defaults, **given, "params": _listed(given["params"], f"group {number}")}
     for parameter in group["params"]:
         if not isinstance(parameter, Tensor):

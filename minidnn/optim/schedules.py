@@ -21,11 +21,7 @@ def step(every: int | Sequence[int], factor: float = 0.1) -> Schedule:
     """Multiply by ``factor`` after each ``every`` iterations, or at each of the iterations listed.
 
     AlexNet divided by 10 three times (Krizhevsky et al. 2012, sec. 5).
-
-    Raises
-    ------
-    ValueError
-        ``every`` or one of the iterations is not positive.
+    ValueError where one of them is not positive.
     """
     numbers = [every] if isinstance(every, int) else sorted(every)
     if any(number < 1 for number in numbers):
@@ -40,11 +36,7 @@ def step(every: int | Sequence[int], factor: float = 0.1) -> Schedule:
 
 def cosine(iterations: int, minimum: float = 0.0) -> Schedule:
     """From 1 to ``minimum`` along half a cosine, then constant (Loshchilov and Hutter 2017, eq. 5).
-
-    Raises
-    ------
-    ValueError
-        ``iterations`` is not positive.
+    ValueError where ``iterations`` is not positive.
     """
     if iterations < 1:
         raise ValueError(f"cosine: iterations must be positive, got {iterations}")
@@ -60,11 +52,7 @@ def warmup(iterations: int, then: Schedule = constant) -> Schedule:
     """``then`` times (i + 1) / iterations for the first ``iterations``, then alone (Goyal et al. 2017, 2.2).
 
     ``then`` sees the iteration counted from the start of the run: its first part is under the warm-up.
-
-    Raises
-    ------
-    ValueError
-        ``iterations`` is negative.
+    ValueError where ``iterations`` is negative.
     """
     if iterations < 0:
         raise ValueError(f"warmup: iterations must not be negative, got {iterations}")
@@ -80,11 +68,7 @@ def one_cycle(iterations: int, rising: float = 0.3, start: float = 25.0, end: fl
     """From 1 / ``start`` to 1 and down to 1 / (``start`` ``end``), each along half a cosine (Smith and Topin 2018).
 
     The rate given to the optimiser is the largest; it is reached after the share ``rising`` of the iterations.
-
-    Raises
-    ------
-    ValueError
-        Fewer than one iteration each for the rise and the fall.
+    ValueError where there is less than one iteration for the rise or the fall.
     """
     top = rising * iterations - 1
     if not 0 < top < iterations - 1:

@@ -49,20 +49,7 @@ def factored_update(
 
 
 @kernel("update", small=1 << 17)
-def adaptive_update(
-    w: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    rate: float,
-    decay: float,
-    decoupled: bool,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    age1: float,
-    age2: float,
-) -> None:
+def adaptive_update(w, g, m, v, rate, decay, decoupled, beta1, beta2, eps, age1, age2) -> None:
     """m <- beta1 m + (1 - beta1) d;  v <- beta2 v + (1 - beta2) d^2;  w <- w - rate (m / age1) / (sqrt(v / age2) + eps)
 
     d = g + decay w; or, `decoupled`, d = g and w <- w - rate decay w before. Without m (None) d is in its place.

@@ -4,9 +4,10 @@ In every variant the order is that of the 2012 paper, sec. 3.5: convolution, ReL
 """
 
 from minidnn.errors import InputError
+from minidnn.nn.activations import ReLU
 from minidnn.nn.dropout import Dropout
 from minidnn.nn.init import Initializer, he_normal, normal, ones, zeros
-from minidnn.nn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from minidnn.nn.layers import Conv2d, Flatten, Linear, MaxPool2d
 from minidnn.nn.models.sizes import flat_features, image_shape, scaled
 from minidnn.nn.module import Module
 from minidnn.nn.normalize import BatchNorm, LocalResponseNorm

@@ -1,7 +1,8 @@
 """LeNet-5 (LeCun et al. 1998, sec. II.B), with two simplifications that have become usual."""
 
+from minidnn.nn.activations import Tanh
 from minidnn.nn.init import glorot_uniform
-from minidnn.nn.layers import AvgPool2d, Conv2d, Flatten, Linear, Tanh
+from minidnn.nn.layers import AvgPool2d, Conv2d, Flatten, Linear
 from minidnn.nn.models.sizes import flat_features, image_shape, scaled
 from minidnn.nn.sequential import Sequential
 
@@ -14,10 +15,7 @@ def lenet(
     conv1 6 5x5 same, pool1 2x2, conv2 16 5x5, pool2 2x2, fc3 120, fc4 84, fc5 classes; tanh between. For
     28x28x1 images and 10 classes it has 61,706 parameters.
 
-    Raises
-    ------
-    InputError
-        The image is too small.
+    InputError: the image is too small.
     """
     shape = image_shape(image, channels)
     first, second, third, fourth = (scaled(count, width) for count in (6, 16, 120, 84))

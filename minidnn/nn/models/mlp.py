@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from minidnn.errors import InputError
+from minidnn.nn.activations import ReLU, Sigmoid, Tanh
 from minidnn.nn.init import glorot_uniform, he_normal
-from minidnn.nn.layers import Flatten, Linear, ReLU, Sigmoid, Tanh
+from minidnn.nn.layers import Flatten, Linear
 from minidnn.nn.sequential import Sequential
 
 _ACTIVATIONS = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}

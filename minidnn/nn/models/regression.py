@@ -1,7 +1,8 @@
 """Linear and logistic regression: one layer each, convex, so they start from zero."""
 
+from minidnn.nn.activations import Sigmoid
 from minidnn.nn.init import zeros
-from minidnn.nn.layers import Linear, Sigmoid
+from minidnn.nn.layers import Linear
 from minidnn.nn.sequential import Sequential
 
 

@@ -6,7 +6,7 @@ from minidnn.errors import InputError
 from minidnn.nn.sequential import Sequential
 
 LARGEST = (
-    1024  # the search for the smallest image stops here; every network of this folder takes far smaller ones
+    1024  # where the search for the smallest image stops; every network of this folder takes far smaller ones
 )
 
 
@@ -32,10 +32,7 @@ def smallest_image(features: Sequential, channels: int) -> int:
 def flat_features(model: str, features: Sequential, shape: tuple[int, int, int]) -> int:
     """Features per image after the layers, whose last one is a Flatten.
 
-    Raises
-    ------
-    InputError
-        The image is too small: names the first layer that cannot take it, and the smallest image that works.
+    InputError: the image is too small: names the first layer that cannot take it, and the smallest image that works.
     """
     try:
         return features.output_shape(shape)[0]
