@@ -121,7 +121,7 @@ def largest_tags(comm):
 def test_the_largest_tags_can_be_sent():
     threads.run(2, largest_tags)
     pytest.importorskip("mpi4py")
-    program = "import numpy as np\nfrom minidnn.comm import collectives, launch\n"
+    program = "import numpy as np\nfrom minidnn.comm import collectives\nfrom minidnn.launch import launch\n"
     program += inspect.getsource(largest_tags) + "launch(largest_tags)\n"
     run = mpirun(2, program)
     assert run.returncode == 0, run.stderr

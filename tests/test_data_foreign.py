@@ -259,7 +259,7 @@ def test_what_was_decoded_before_a_kill_is_kept(tmp_path, kept, monkeypatch):
     assert done.returncode == -signal.SIGKILL
     decoded, alive = [], []
     monkeypatch.setattr(module, "decode", lambda data, image: decoded.append(1) or decode(data, image))
-    monkeypatch.setattr("minidnn.launch._alive", lambda: alive.append(1))
+    monkeypatch.setattr("minidnn.launch.life.heard", lambda: alive.append(1))
     data = open_dataset(folder, 8)
     assert 100 <= len(decoded) <= 200 - 64
     assert data.train.images.min(axis=(1, 2, 3)).max() < 60 and data.train.images[..., 0].min() > 150

@@ -13,7 +13,6 @@ AT_RUN_TIME = {
         "minidnn.backend.kernels",
         "minidnn.fast",
     ),  # chosen by name at the first call; built on the plain kernels
-    ("minidnn.comm.staging", "minidnn.comm.mpi"),  # device arrays travel by the requests of the transport
 }
 
 

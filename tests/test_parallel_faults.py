@@ -309,6 +309,9 @@ def test_a_split_into_places_that_are_not_there():
         "conv1: n": "expected a letter and axes",
         "conv1: model@" + "9" * 5000: "expected a letter and axes",
         "conv1: z=data": "cannot be split along 'z'",
+        "conv1: n=data o=data": "the axis 'data' is given twice in 'n=data o=data'",
+        "conv1: n=data data@1": "the axis 'data' is given twice",
+        "fc6: o=data,data": "the axis 'data' is given twice",
         "pool1: i=data; pool2: k=data": "cannot be split along 'k'",
     }.items():
         with pytest.raises((InputError, PlacementError), match=words):
@@ -474,3 +477,8 @@ def test_ranks_that_round_otherwise_are_found_out(strategy, refused):
         not refused
         or "the number of BLAS threads (replicas round by it) is 1 on rank 0 but 2 on rank 1" in run.stderr
     )
+
+
+def test_two_names_for_the_features_are_one_letter():
+    options = {"mesh": Mesh(data=2, model=2), "split": "conv*: c=data o=model; fc6: o=model c=data"}
+    assert_equals_one_process("ungrouped", "data", 4, options=options)

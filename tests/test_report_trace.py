@@ -158,7 +158,7 @@ def test_reading_and_writing_a_long_trace_is_a_sign_of_life(tmp_path, monkeypatc
     """Other ranks wait for the one that does it, and hear of none of its work."""
     write_trace(tmp_path / "run", 1, steps=300)
     signs = []
-    monkeypatch.setattr("minidnn.launch._alive", lambda: signs.append(1))
+    monkeypatch.setattr("minidnn.launch.life.heard", lambda: signs.append(1))
     trace = load(tmp_path / "run")
     assert signs
     signs.clear()

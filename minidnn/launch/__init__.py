@@ -3,7 +3,7 @@
 - :mod:`.launchers`: what mpirun and its like tell each rank, the one place that knows them;
 - :mod:`.threads`: BLAS threads, as many as this rank's share of the cores;
 - :mod:`.guard`: what stands around main; :mod:`.watch`: the process beside each rank that ends it when it cannot
-  end itself, :mod:`.witness`: the rank's line to it.
+  end itself, :mod:`.witness`: the rank's line to it; :mod:`.life`: signs that this rank goes on.
 
 Imported first of all by minidnn, so this module itself needs neither NumPy nor MPI.
 """
@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from .life import alive
+
+__all__ = ["alive", "launch"]
 
 LEAVE, STALL = 60.0, 300.0  # seconds; see launch
 
@@ -36,12 +40,3 @@ def launch(main: Callable, *args: Any, leave: float = LEAVE, stall: float | None
     from .guard import run
 
     return run(main, args, leave, stall)
-
-
-def alive() -> None:
-    """This rank goes on: what takes long without a message calls this now and then.  Costs next to nothing."""
-    if _alive is not None:
-        _alive()
-
-
-_alive: Callable[[], None] | None = None  # the guard's, where there is one

@@ -34,12 +34,11 @@ from typing import Any
 
 import numpy as np
 
-from minidnn import launch
 from minidnn.comm.communicator import Communicator, StallError
 from minidnn.comm.mpi import MPICommunicator, world
 from minidnn.errors import InputError
 
-from . import launchers
+from . import launchers, life
 from .watch import LOOK
 from .witness import Witness
 
@@ -94,7 +93,7 @@ class _Guard:
                 setattr(os, name, self._ending(getattr(os, name)))
             self.witness.meet(self.control)
             self.comm.engine.find_departed = self._look
-            self.comm.engine.alive = launch._alive = self.alive
+            self.comm.engine.alive = life.heard = self.alive
             self.witness.tell("run", self.stall, self.comm.rank)
         return self
 

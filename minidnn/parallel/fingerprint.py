@@ -25,7 +25,9 @@ def check_same(comm: Communicator, settings: Mapping[str, object]) -> None:
     if comm.size == 1:
         return
     texts = {name: value if isinstance(value, str) else repr(value) for name, value in settings.items()}
-    everyone = comm.exchange(np.array([digest(text.encode(errors="surrogateescape")) for text in texts.values()], np.int64))
+    everyone = comm.exchange(
+        np.array([digest(text.encode(errors="surrogateescape")) for text in texts.values()], np.int64)
+    )
     for i, (name, text) in enumerate(texts.items()):
         if (everyone[:, i] != everyone[0, i]).any():
             ranks: dict[str, list[str]] = {}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -122,7 +123,15 @@ def derive(
     """
     states, known = dimensions(layer, shapes), _known(layer)
     dims = states or Dimensions(((),) * len(shapes), (), ())
-    letters = {dims.letter(x) if states else x: axes for x, axes in split.letters.items()}
+    letters: dict[str, tuple[str, ...]] = {}
+    for asked, axes in split.letters.items():  # two names for the features are one letter
+        letter = dims.letter(asked) if states else asked
+        letters[letter] = (*letters.get(letter, ()), *axes)
+    given = [*chain(*letters.values()), *split.at]
+    if twice := [axis for axis in given if given.count(axis) > 1]:
+        raise PlacementError(
+            f"{name}: the axis {twice[0]!r} is given twice in {str(split)!r}: it splits one letter"
+        )
     over = {axis: x for x, axes in letters.items() for axis in axes if mesh.axis_size(axis) > 1}
     parts = {x: prod(mesh.axis_size(axis) for axis in letters[x]) for x in over.values()}
     for letter, n in parts.items():
