@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,7 @@ class Plan:
     buckets: PerRank
     messages: Callable[[int], list]
     text: Callable[[], str]
+    _layer_samples: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.text()
@@ -139,6 +140,14 @@ class Plan:
         """The numbers, in the batch, of the samples that a rank holds of a value so laid out."""
         region = self.region(layout, (), rank)
         return batch.samples(region.blocks if region else ())
+
+    def layer_samples(self, layer: LayerPlan, rank: int, micro_batch: int) -> np.ndarray:
+        """The samples on which a rank computes a layer; kept, as each step asks for them several times."""
+        key = layer.name, rank, micro_batch
+        if key not in self._layer_samples:
+            batch = self.stages[layer.stage].micro_batches[micro_batch]
+            self._layer_samples[key] = self.samples(layer.derived.gradient, rank, batch)
+        return self._layer_samples[key]
 
     def transfers(self, exchange: Exchange, direction: str, number: int, rank: int) -> tuple[Transfer, ...]:
         """The transfers of an exchange, in micro-batch `number`, that concern a rank."""

@@ -8,6 +8,7 @@ transfers say.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -119,8 +120,7 @@ class Run:
 
     def _begin(self, layer: LayerPlan, micro_batch: int, phase: str) -> tuple[np.ndarray, tuple]:
         """Let the ledger know that a layer computes; the numbers of its samples, and the state of the ledger before."""
-        batch = self._batch(layer.stage, micro_batch)
-        samples = self.plan.samples(layer.derived.gradient, self.rank, batch)
+        samples = self.plan.layer_samples(layer, self.rank, micro_batch)
         flops = self.executor.replica.flops(layer.name, len(samples), phase)
         return samples, self.ledger.state("compute", flops=flops)
 
@@ -153,7 +153,7 @@ class Run:
         if layer.layer is not None:
             self.values[layer.stage, micro_batch, layer.name] = y.data
             if taped:  # a tensor of this shape that holds nothing: whoever needs y saved it
-                y.data = self.xp.broadcast_to(self.xp.empty((), y.data.dtype), y.data.shape)
+                y.data = _hollow(self.xp, y.data.shape, y.data.dtype)
         if taped:
             self.tapes[layer.name, micro_batch] = tape, kept, y
 
@@ -292,3 +292,9 @@ def _span(rows: np.ndarray) -> slice | np.ndarray:
     if not len(rows):
         return slice(0, 0)
     return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+
+
+@lru_cache(maxsize=1024)
+def _hollow(xp: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """An array of a shape and dtype that takes no memory."""
+    return xp.broadcast_to(xp.empty((), dtype), shape)
