@@ -1,6 +1,7 @@
 """Real MPI runs for the tests: plain subprocesses with a time limit, and nothing left over after them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ def _library():
 
 
 LIBRARY = _library()
+# What MPICH's mpirun may print among the program's output when it has ended the other ranks itself.
+OWN_WORDS = re.compile(r"\n=+\n=   BAD TERMINATION .*?(\n=+\n.*?suggestions\n|\Z)", re.DOTALL)
 # Open MPI refuses, without these, to run as root and with more ranks than cores.
 FLAGS = ["--oversubscribe", "--allow-run-as-root"] if LIBRARY == "Open MPI" else []
 needs_mpi = pytest.mark.skipif(MPIRUN is None, reason='no mpirun: pip install "minidnn[mpi]"')
@@ -84,4 +87,4 @@ def mpirun(n, program, *args, timeout=60, env=None, launcher=()):
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         raise AssertionError(f"{command} did not end within {timeout} s\n{out}\n{err}") from None
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(command, process.returncode, OWN_WORDS.sub("", out), err)
