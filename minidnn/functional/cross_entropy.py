@@ -95,7 +95,8 @@ def softmax_cross_entropy(
         alike = Tensor(array_module(logits.data).ones(c, logits.dtype))
         weights = alike.data if weights is None else target_for(operation, weights, alike, "weights")
         target, counted = _weighted(target, weights, ignore_index, label_smoothing)
-    loss = SoftmaxCrossEntropy(target, divisor(reduction, total, counted))(reshape(logits, (n, c)))
+    flat = logits if len(rows) == 1 else reshape(logits, (n, c))
+    loss = SoftmaxCrossEntropy(target, divisor(reduction, total, counted))(flat)
     return reshape(loss, rows) if reduction == "none" else loss
 
 

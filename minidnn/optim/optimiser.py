@@ -117,9 +117,10 @@ class Optimiser(ABC):
 
     def kept(self, parameter: Tensor, slot: str) -> Any:
         """The array of a slot, zeros at first."""
-        state = self.state_of(parameter)
-        if slot not in state:
-            state[slot] = array_module(parameter.data).zeros(parameter.data.shape, parameter.data.dtype)
+        state = self._state.get(id(parameter))
+        if state is None or slot not in state:
+            state, data = self.state_of(parameter), parameter.data
+            state[slot] = array_module(data).zeros(data.shape, data.dtype)
         return state[slot]
 
     def zero_grad(self) -> None:
