@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minidnn.functional.factors import Factors
-from minidnn.optim.optimiser import Optimiser
-from minidnn.optim.sgd import COMMON
+from minidnn.optim.optimiser import COMMON, Optimiser
 from minidnn.optim.update import adaptive_update
 from minidnn.tensor import Tensor
 

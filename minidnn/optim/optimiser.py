@@ -10,6 +10,9 @@ import numpy as np
 from minidnn.backend import array_module, to_device
 from minidnn.tensor import Tensor
 
+#: The options that all optimisers have.
+COMMON = {"weight_decay": 0.0, "decay": 0.0, "schedule": None}
+
 
 class Optimiser(ABC):
     """Updates parameters in place, element by element: a part of a parameter is updated as the whole would be.
@@ -60,11 +63,11 @@ class Optimiser(ABC):
         self.groups = [_group(number, defaults, given) for number, given in enumerate(params)]
         self.iteration = 0
         self._state: dict[int, dict[str, Any]] = {}  # by id: the groups keep the parameters alive
-        seen: list[int] = []
+        seen: set[int] = set()
         for parameter in self.parameters():
             if id(parameter) in seen:
                 raise ValueError(f"parameter {parameter.name!r} is given twice")
-            seen.append(id(parameter))
+            seen.add(id(parameter))
 
     @abstractmethod
     def update(self, parameter: Tensor, g: Any, rate: float, decay: float, options: Mapping) -> None:

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from minidnn.functional.factors import Factors
-from minidnn.optim.optimiser import Optimiser
+from minidnn.optim.optimiser import COMMON, Optimiser
 from minidnn.optim.update import factored_update, momentum_update
 from minidnn.tensor import Tensor
-
-COMMON = {"weight_decay": 0.0, "decay": 0.0, "schedule": None}
 
 
 class SGD(Optimiser):
