@@ -172,6 +172,20 @@ def optimiser(groups):
     return SGD([{"params": params} for params in groups.values()], **SGD_OPTIONS)
 
 
+def one_process(model, x, labels, steps=3, make=optimiser):
+    """Losses and state after training a model on one batch by a plain loop."""
+    model.init(SEED, np.float64)
+    sgd, losses = make({"all": [p for p in model.parameters() if p.requires_grad]}), []
+    for step in range(steps):
+        model.zero_grad()
+        with nn.context(training=True, seed=SEED, step=step, samples=np.arange(len(x))):
+            loss = F.softmax_cross_entropy(model(x), labels)
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
 def executor(comm, model, strategy, batch, options):
     """An executor of a model of `MODELS`; `strategy` is a name or a builder such as `place` makes."""
     net, options = MODELS[model](), Options(**({"dtype": "float64"} | options))

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parallel_cases import LIMIT, SEED, optimiser
+from parallel_cases import LIMIT, SEED, one_process, optimiser
 from test_parallel_faults import SHAPE
 
-from minidnn import functional as F
-from minidnn import nn
 from minidnn.comm import threads
 from minidnn.parallel import Executor, Options, gather_state, make_strategy, replicas_equal
 
@@ -32,24 +30,10 @@ def data(batch=16):
     return rng.standard_normal((batch, *SHAPE)), rng.integers(0, 5, batch)
 
 
-def one_process(build, steps=3):
-    x, labels = data()
-    model = build().init(SEED, np.float64)
-    sgd, losses = optimiser({"all": model.parameters()}), []
-    for step in range(steps):
-        model.zero_grad()
-        with nn.context(training=True, seed=SEED, step=step, samples=np.arange(len(x))):
-            loss = F.softmax_cross_entropy(model(x), labels)
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
-    return losses, model.state_dict()
-
-
 @pytest.mark.parametrize("strategy", ["data", "owt", "3d", "by hand"])
 def test_an_own_block_trains_under_every_strategy(names, strategy):
     x, labels = data()
-    losses, state = one_process(names["model"])
+    losses, state = one_process(names["model"](), x, labels)
 
     def main(comm):
         model, options = names["model"](), Options(dtype="float64")

@@ -1,7 +1,6 @@
 """Operations on input that is seldom tried: infinities and NaN, integers, NumPy's own numbers, lists, nothing."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from minidnn import functional as F
 from minidnn import nn
 from minidnn.backend import masked
+from minidnn.comm import collectives, threads
 from minidnn.tensor import Tensor
 
 INF, NAN = np.inf, np.nan
@@ -140,22 +140,14 @@ def test_labels_are_integers():
 @pytest.mark.parametrize("rows", [(1, 1), (3, 0, 5)])
 def test_the_variance_over_ranks_is_exact_far_from_zero(rows, spread):
     values = 1e8 + spread * np.random.default_rng(0).standard_normal((sum(rows), 2))
-    bounds, barrier, parts = np.cumsum([0, *rows]), threading.Barrier(len(rows)), {}
+    bounds = np.cumsum([0, *rows])
 
-    def rank_main(rank):
-        def all_sum(sums):
-            parts[rank] = sums
-            barrier.wait(20)
-            total = sum(parts[r] for r in range(len(rows)))
-            barrier.wait(20)
-            return total
+    def rank_main(comm):
+        x = Tensor(values[bounds[comm.rank] : bounds[comm.rank + 1]])
+        return F.batch_norm(x, np.ones(2), np.zeros(2), all_sum=partial(collectives.all_reduce, comm))[2]
 
-        x = Tensor(values[bounds[rank] : bounds[rank + 1]])
-        return F.batch_norm(x, np.ones(2), np.zeros(2), all_sum=all_sum)[2]
-
-    with ThreadPoolExecutor(len(rows)) as pool:
-        for var in pool.map(rank_main, range(len(rows))):
-            np.testing.assert_allclose(var, values.var(axis=0), rtol=1e-6)
+    for var in threads.run(len(rows), rank_main):
+        np.testing.assert_allclose(var, values.var(axis=0), rtol=1e-6)
 
 
 # -- numbers of other types ------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Local response normalisation, batch normalisation and dropout."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 
 from minidnn import functional as F
+from minidnn.comm import collectives, threads
 from minidnn.random import random_bits
 from minidnn.tensor import Tensor
 
@@ -117,24 +117,15 @@ def test_batch_norm_over_ranks_equals_the_whole_batch(rows):
     values, gamma, beta = normal(sum(rows), 2, 3) * 2 + 7, normal(3, seed=1), normal(3, seed=2)
     gy = normal(*values.shape, seed=3)
     bounds = np.cumsum([0, *rows])
-    barrier, parts = threading.Barrier(len(rows)), {}
 
-    def rank_main(rank):
-        def all_sum(sums):
-            parts[rank] = sums
-            barrier.wait(20)
-            total = sum(parts[r] for r in range(len(rows)))
-            barrier.wait(20)
-            return total
-
-        mine = slice(bounds[rank], bounds[rank + 1])
+    def rank_main(comm):
+        mine = slice(bounds[comm.rank], bounds[comm.rank + 1])
         x, g, b = (Tensor(a, requires_grad=True) for a in (values[mine], gamma, beta))
-        y, mean, var = F.batch_norm(x, g, b, all_sum=all_sum)
+        y, mean, var = F.batch_norm(x, g, b, all_sum=partial(collectives.all_reduce, comm))
         y.backward(gy[mine])
         return y.data, mean, var, x.grad, g.grad, b.grad
 
-    with ThreadPoolExecutor(len(rows)) as pool:
-        results = list(pool.map(rank_main, range(len(rows))))
+    results = threads.run(len(rows), rank_main)
 
     x, g, b = (Tensor(a, requires_grad=True) for a in (values, gamma, beta))
     y, mean, var = F.batch_norm(x, g, b)

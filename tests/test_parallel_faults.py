@@ -15,6 +15,7 @@ from parallel_cases import (
     executor,
     feed,
     images,
+    one_process,
     optimiser,
 )
 
@@ -59,16 +60,7 @@ def train(comm, model, strategy, x, labels, steps=3, make=plain_sgd, shape=None)
 
 def alone(model, x, labels, steps=3):
     """The same by a plain loop."""
-    model = model.init(SEED, np.float64)
-    sgd, losses = plain_sgd({"all": [p for p in model.parameters() if p.requires_grad]}), []
-    for step in range(steps):
-        model.zero_grad()
-        with nn.context(training=True, seed=SEED, step=step, samples=np.arange(len(x))):
-            loss = F.softmax_cross_entropy(model(x), labels)
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
-    return losses, model.state_dict()
+    return one_process(model, x, labels, steps, plain_sgd)
 
 
 def assert_trains_like_one(build, strategy_of, ranks, x, labels):
