@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..optim import SGD
 from ..tensor import Tensor, no_grad
 from .check import check_plan
-from .events import lower
 from .fingerprint import check_same
 from .gradients import BucketSum, FactorExchange
 from .plan import Plan
@@ -178,12 +177,12 @@ class Executor:
             return self._plans[key]
 
     def _run(self, plan: Plan, images: Any, labels: np.ndarray, training: bool) -> Result:
-        events = plan.events[self.rank] if training else lower(plan, self.rank, training=False)
+        events = plan.events if training else plan.evaluation
         given = images if isinstance(images, Mapping) else {self.model.inputs[0]: images}
         self._check_images(plan, given, len(labels))
         run = Run(self, plan, given, np.asarray(labels), training)
         with nn.context(training=training, seed=self.seed, step=self.iteration):
-            for event in events:
+            for event in events[self.rank]:
                 run.do(event)
         run.settle()
         return run.result

@@ -43,9 +43,9 @@ class PerRank(Mapping):
 class Plan:
     """One training step of `model` by `strategy` over a process mesh.
 
-    By rank: its schedule, the events that it is lowered to, what the rank holds of the parameters, the buckets of
-    gradients that it sums, and all that it sends or receives, in the order of its events (a list of `Message`). `nodes`
-    is the node (host) of each rank; `notes` say what could not be done as asked.
+    By rank: its schedule, the events that it is lowered to, those of an evaluation, what the rank holds of the
+    parameters, the buckets of gradients that it sums, and all that it sends or receives, in the order of its events (a
+    list of `Message`). `nodes` is the node (host) of each rank; `notes` say what could not be done as asked.
     """
 
     model: str
@@ -60,6 +60,7 @@ class Plan:
     notes: tuple[str, ...]
     schedules: PerRank
     events: PerRank
+    evaluation: PerRank
     held: PerRank
     buckets: PerRank
     messages: Callable[[int], list]

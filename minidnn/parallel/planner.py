@@ -86,6 +86,7 @@ def make_plan(
         notes=strategy.notes,
         schedules=PerRank(mesh.size, lambda r: tuple(strategy.schedule(mesh.coordinate(r, "stage")))),
         events=PerRank(mesh.size, lambda r: lower(plan, r)),
+        evaluation=PerRank(mesh.size, lambda r: lower(plan, r, training=False)),
         held=PerRank(mesh.size, lambda r: held_by(plan, r)),
         buckets=PerRank(mesh.size, lambda r: buckets_of(plan, r, builder.tag)),
         messages=lambda r: list(step_messages(plan, r)),
